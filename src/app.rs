@@ -38,11 +38,12 @@ mod overflows;
 mod packet_rules;
 mod prepare;
 pub(crate) mod redirect_command;
+pub(crate) mod report_command;
 mod settings;
 mod start;
 
 use listener::PodListener;
-use prepare::{SharedWithAdmin, prepare};
+use prepare::prepare;
 use start::{PACKET_RULES, PODS_KNOWN, START, Start};
 
 /// The task that accepts pods' connections.
@@ -125,6 +126,14 @@ impl App {
         for warning in &config.warnings {
             warn!(event = "configuration", "{warning}");
         }
+        if let Some(strict) = &config.migrate {
+            warn!(
+                event = "migration-mode",
+                opened = strict.opened(),
+                "--migrate is on; serving requests that the strict settings would refuse, and recording them for rolegate report; remove \
+                 --migrate once the report is empty"
+            );
+        }
         let (drain, probes) = (Drain::default(), Probes::default());
         let running = readiness.step(START);
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
@@ -135,13 +144,12 @@ impl App {
         let kube = guarded(&mut rules, client::connect(&config.pods.api)).await?;
         let pods = start.follow_pods(&kube);
         let events = start.write_events(&kube, &pods);
-        let (explainer, record) = start.serve_operators(&pods, admin, probe_socket);
+        let shared = start.serve_operators(&pods, admin, probe_socket);
 
         // At once: until then pods are refused. What the rules bring waits for the acceptor.
         let placed = readiness.step(PACKET_RULES);
         let mut place = std::pin::pin!(place(rules, &config, metadata_address, &kube, &probes, placed).fuse());
         let mut stop = std::pin::pin!(stop);
-        let shared = SharedWithAdmin { explainer: &explainer, record };
         let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared));
         let prepared = loop {
             tokio::select! {

@@ -16,9 +16,11 @@ pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub mod flags;
 mod load;
+mod migrate;
 pub(crate) mod probe;
 mod read;
 pub(crate) mod redirect;
+pub(crate) mod report_command;
 pub(crate) mod session;
 mod source;
 
@@ -86,6 +88,8 @@ pub struct Config {
     pub log: LogConfig,
     /// The real metadata service, and what of it pods may read.
     pub metadata: MetadataConfig,
+    /// The settings that `--migrate` does not enforce yet; `None` without it.
+    pub migrate: Option<StrictSettings>,
     /// What the operator should know about the arguments; logged at start.
     pub warnings: Vec<String>,
 }
@@ -350,6 +354,21 @@ pub enum MetadataProfile {
     Base,
     /// The base set, and the node's addresses, interfaces, tags and notices.
     NodeInfo,
+}
+
+/// The settings by which `--migrate` says what would be refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StrictSettings {
+    /// Whether requests without a token would be refused.
+    pub tokens: TokenMode,
+    /// What every pod could read.
+    pub profile: MetadataProfile,
+    /// Patterns of the namespaces whose pods could read everything.
+    pub node_info_namespaces: Vec<String>,
+    /// Whether namespaces would limit roles.
+    pub restricted: bool,
+    /// Whether kube2iam gives pods without a role the node's own role with these arguments, and rolegate does not.
+    pub node_role_withheld: bool,
 }
 
 /// The operators' port.

@@ -48,6 +48,7 @@ pub const GROUPS: &[(&str, &[Flag])] = &[
     ("Roles", ROLES),
     ("Sessions", SESSIONS),
     ("Serving", SERVING),
+    ("Migration", MIGRATION),
     ("Packet rules", REDIRECT),
     ("Logs", LOGS),
 ];
@@ -152,6 +153,12 @@ const ROLES: &[Flag] = &[
         "Format of the patterns in that list: glob (only * is special) or regexp; both match whole ARNs",
     ),
 ];
+
+const MIGRATION: &[Flag] = &[switch(
+    "migrate",
+    "Serve what kube2iam would serve, except what rolegate never serves, and record for rolegate report what the settings \
+     would refuse: those given, and for the others the defaults of the shipped manifests",
+)];
 
 const SESSIONS: &[Flag] = &[
     value("session-duration", "DURATION", "1h", "Duration of STS sessions, 15m to 12h; above 1h, the role must allow it"),
@@ -368,6 +375,23 @@ const CHECK: &[Flag] = &[
     value("format", "FORMAT", "text", "text or json"),
 ];
 
+/// The flags that only `rolegate report` has, with the heading of them. It shares `--admin-url` with `rolegate explain`.
+pub const OF_REPORT: (&str, &[Flag]) = ("Only for rolegate report", REPORT);
+
+const REPORT: &[Flag] = &[
+    value("format", "FORMAT", "text", "text, json or csv"),
+    switch(
+        "all-nodes",
+        "Read the reports of all nodes through port-forwards of the Kubernetes API, and merge them; requires list of pods and \
+         create of pods/portforward in the daemons' namespace",
+    ),
+    value("daemon-namespace", "NAME", "kube-system", "With --all-nodes: the namespace of the daemons' pods"),
+    value("daemon-selector", "SELECTOR", "app.kubernetes.io/name=rolegate", "With --all-nodes: the label selector of the daemons' pods"),
+];
+
+/// Flags that `rolegate report` shares with the daemon and with `rolegate explain`.
+const SHARED_WITH_REPORT: &[&str] = &["admin-url", "metrics-port", "kubeconfig", "api-server", "api-token", "insecure"];
+
 /// The flags that only `rolegate redirect` has, with the heading of them.
 pub const OF_REDIRECT: (&str, &[Flag]) = ("Only for rolegate redirect", OF_REDIRECT_ALONE);
 
@@ -392,7 +416,7 @@ pub fn all() -> impl Iterator<Item = &'static Flag> {
 
 /// The flags of every subcommand.
 pub fn of_all_commands() -> impl Iterator<Item = &'static Flag> {
-    all().chain(OF_EXPLAIN.1).chain(OF_CHECK.1).chain(OF_REDIRECT.1)
+    all().chain(OF_EXPLAIN.1).chain(OF_REPORT.1).chain(OF_CHECK.1).chain(OF_REDIRECT.1)
 }
 
 /// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.
@@ -408,6 +432,12 @@ pub fn add_to_explain(command: Command) -> Command {
 /// Adds those of `rolegate check`, and all others: it verifies what the daemon would do with them.
 pub fn add_to_check(command: Command) -> Command {
     add(add(command, &[OF_CHECK]), GROUPS).mut_arg("args", |arg| arg.num_args(1..).allow_hyphen_values(true))
+}
+
+/// Adds those of `rolegate report`, and those that it shares.
+pub fn add_to_report(command: Command) -> Command {
+    let shared = of_all_commands().filter(|flag| SHARED_WITH_REPORT.contains(&flag.name));
+    shared.fold(add(command, &[OF_REPORT]), |command, flag| command.arg(arg(flag, "Daemons and the Kubernetes API")))
 }
 
 /// Adds those of `rolegate redirect`, and those of the daemon that it reads.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::source::SettingSource;
-use super::{Config, ConfigError, DEFAULT_METRICS_PORT, Restrictions, flags, read};
+use super::{Config, ConfigError, DEFAULT_METRICS_PORT, Restrictions, flags, migrate, read};
 
 impl Config {
     /// The configuration that flags and environment give.
@@ -29,8 +29,10 @@ impl Config {
             self_test: read::self_test(source),
             log: read::log(source),
             metadata: read::metadata(source, &mut warnings),
+            migrate: None,
             warnings: Vec::new(),
         };
+        let config = migrate::open(config, source);
         if config.server.port == config.admin.port && config.server.port != 0 {
             source.mistake(format!(
                 "--metrics-port and --app-port are both {}: pods reach the app port and must not read the metrics; choose another \

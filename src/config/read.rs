@@ -48,6 +48,25 @@ pub(super) fn pods(source: &mut SettingSource<'_>, node_needed: bool, warnings: 
     if !node.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')) {
         source.mistake("--node: expected a node name of letters, digits, - and .");
     }
+    let api = api(source);
+    PodsConfig {
+        node,
+        api,
+        annotations: AnnotationKeys {
+            role: source.annotation_key("iam-role-key"),
+            external_id: source.annotation_key("iam-external-id"),
+            allowed_roles: source.annotation_key("namespace-key"),
+        },
+        wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
+        max_staleness: max_staleness(source, warnings),
+        cni_results: source.directory("cni-results"),
+        events: source.switch("events"),
+        startup_taint: source.taint_key("startup-taint"),
+    }
+}
+
+/// How the Kubernetes API is reached.
+pub(super) fn api(source: &mut SettingSource<'_>) -> ApiConfig {
     let api = ApiConfig {
         kubeconfig: source.text("kubeconfig").map(PathBuf::from),
         server: source.text("api-server"),
@@ -64,20 +83,7 @@ pub(super) fn pods(source: &mut SettingSource<'_>, node_needed: bool, warnings: 
     if api.token.is_some() && api.server.is_none() {
         source.mistake("--api-token requires --api-server");
     }
-    PodsConfig {
-        node,
-        api,
-        annotations: AnnotationKeys {
-            role: source.annotation_key("iam-role-key"),
-            external_id: source.annotation_key("iam-external-id"),
-            allowed_roles: source.annotation_key("namespace-key"),
-        },
-        wait: source.duration("backoff-max-elapsed-time", DEFAULT_POD_WAIT),
-        max_staleness: max_staleness(source, warnings),
-        cni_results: source.directory("cni-results"),
-        events: source.switch("events"),
-        startup_taint: source.taint_key("startup-taint"),
-    }
+    api
 }
 
 fn max_staleness(source: &mut SettingSource<'_>, warnings: &mut Vec<String>) -> Option<Duration> {

@@ -73,17 +73,13 @@ pub(super) struct ObjectMeta {
     pub(super) owner: Option<Box<PodOwner>>,
 }
 
-/// Finds the only owner that manages the object (Kubernetes documentation, "Owners and Dependents").
+/// Finds the only owner that manages the object (Kubernetes documentation, "Owners and Dependents"). No decision depends on it, so
+/// one of an odd form counts as none.
 fn controller<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<PodOwner>>, D::Error> {
-    #[derive(Deserialize)]
-    struct RawOwner {
-        kind: Option<Box<str>>,
-        name: Option<Box<str>>,
-        controller: Option<bool>,
-    }
-    let owners = Option::<Vec<RawOwner>>::deserialize(deserializer)?;
-    let owner = owners.into_iter().flatten().find(|owner| owner.controller == Some(true));
-    Ok(owner.and_then(|owner| Some(Box::new(PodOwner { kind: owner.kind?, name: owner.name? }))))
+    let owners = serde_json::Value::deserialize(deserializer)?;
+    let owner = owners.as_array().into_iter().flatten().find(|owner| owner["controller"] == true);
+    let text = |field: &str| owner?[field].as_str().map(Box::from);
+    Ok(text("kind").zip(text("name")).map(|(kind, name)| Box::new(PodOwner { kind, name })))
 }
 
 /// Computes the end from `metadata.deletionTimestamp`, which is the end of the grace period. An invalid time counts as long

@@ -158,6 +158,18 @@ async fn newly_forbidden_service_accounts_stay_known_and_block_no_others() {
 }
 
 #[tokio::test]
+async fn owners_come_with_pods_where_they_are_needed() {
+    for owners in [false, true] {
+        let api = lab();
+        put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").owner("StatefulSet", "web"));
+        let running = run(api, Needs { owners, ..Needs::default() }).await;
+        running.context("10.42.0.2", |_| true).await;
+        let Lookup::Found(pod, _) = running.pods.by_ip("10.42.0.2".parse().unwrap()) else { panic!("it is known") };
+        assert_eq!(pod.owner.as_ref().map(|owner| (&*owner.kind, &*owner.name)), owners.then_some(("StatefulSet", "web")));
+    }
+}
+
+#[tokio::test]
 async fn namespaces_are_known_with_both_of_their_lists() {
     let api = lab();
     let annotations = [("iam.amazonaws.com/allowed-roles", "[]"), ("iam.amazonaws.com/permitted", ".*")];
