@@ -22,6 +22,7 @@ mod overlap;
 mod own_identity;
 mod policy;
 mod properties;
+mod report;
 mod rotation;
 mod serving;
 mod source_identity;
