@@ -1,8 +1,8 @@
-//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/explain`, and with `--debug` `/debug/store`.
+//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/explain`, with `--migrate` `/report`, and with `--debug` `/debug/store`.
 //!
 //! Liveness is local: it says that the process answers. Readiness says that this node's pods can be served, or what still has
-//! to happen first. The explanation and the debug page reveal which pod has which role. They therefore answer only peers on
-//! loopback, and neither web pages in a browser nor requests that a proxy forwarded; the explanation also requires a header of
+//! to happen first. The explanation, the report and the debug page reveal which pod has which role. They therefore answer only
+//! peers on loopback, and neither web pages in a browser nor requests that a proxy forwarded; the explanation also requires a header of
 //! its own. A GET of the explanation makes no calls. A POST with `assume=true` calls STS once; these calls run one at a time,
 //! at most one per second, and back off while STS returns errors.
 //!
@@ -40,11 +40,13 @@ use crate::explain::{HEADER, Report, ReportedDecision};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::Readiness;
+use crate::report::render::{report_csv, report_text};
+use crate::report::reporter::MigrationReporter;
 
 mod local;
 mod rendered;
 
-use local::{is_local, question};
+use local::{ReportFormat, is_local, question};
 pub(crate) use rendered::Rendered;
 
 /// Limits on open connections. Pods of this node share one set of places. Addresses that belong to no pod of this node, mostly
@@ -63,6 +65,7 @@ const MAX_PROBES: usize = 16;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const CSV: &str = "text/csv; charset=utf-8";
 
 /// The status, content type and body of a response.
 type AdminPage = (StatusCode, &'static str, Bytes);
@@ -133,6 +136,10 @@ pub(crate) struct Admin<A> {
     pub record: ConnectionRecord,
     /// The explainer, once the daemon's policy is ready.
     pub explainer: Arc<OnceLock<Explainer<A>>>,
+    /// The reporter of the migration report, once the daemon's policy is ready; never without `--migrate`.
+    pub reporter: Arc<OnceLock<MigrationReporter>>,
+    /// Whether there is a migration report.
+    pub migrates: bool,
     /// The last rendering of the metrics.
     pub rendered: Rendered,
 }
@@ -280,6 +287,7 @@ impl<A: StsOfNode> Admin<A> {
             (&Method::GET | &Method::POST, "/explain") if is_local(peer, &request.headers) && request.headers.contains_key(HEADER) => {
                 self.explain(request).await
             }
+            (&Method::GET, "/report") if self.migrates && is_local(peer, &request.headers) => self.report(request),
             (&Method::POST, "/explain") | (&Method::GET | &Method::HEAD, _) => NOT_FOUND,
             _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, Bytes::new()),
         }
@@ -325,6 +333,24 @@ impl<A: StsOfNode> Admin<A> {
         match serde_json::to_vec(&report) {
             Ok(body) => (StatusCode::OK, JSON, body.into()),
             Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, Bytes::new()),
+        }
+    }
+
+    fn report(&self, request: &Parts) -> AdminPage {
+        let Some(format) = ReportFormat::of(&request.uri) else {
+            return (StatusCode::BAD_REQUEST, TEXT, Bytes::from_static(b"expected format=text, format=json or format=csv\n"));
+        };
+        let Some(reporter) = self.reporter.get() else {
+            return (StatusCode::SERVICE_UNAVAILABLE, TEXT, self.waiting());
+        };
+        let report = reporter.report();
+        match format {
+            ReportFormat::Text => (StatusCode::OK, TEXT, report_text(&report).into()),
+            ReportFormat::Csv => (StatusCode::OK, CSV, report_csv(&report).into()),
+            ReportFormat::Json => match serde_json::to_vec(&report) {
+                Ok(body) => (StatusCode::OK, JSON, body.into()),
+                Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, Bytes::new()),
+            },
         }
     }
 

@@ -41,12 +41,13 @@ mod own_pod;
 mod packet_rules;
 mod prepare;
 pub(crate) mod redirect_command;
+pub(crate) mod report_command;
 mod settings;
 mod start;
 
 use listener::PodListener;
 use own_pod::{OwnPod, PODS_KNOWN};
-use prepare::{SharedWithAdmin, prepare};
+use prepare::prepare;
 use start::{NODE_NAMED, PACKET_RULES, START, Start};
 
 /// The task that accepts pods' connections.
@@ -129,6 +130,14 @@ impl App {
         for warning in &config.warnings {
             warn!(event = "configuration", reason = warning.reason, "{warning}");
         }
+        if let Some(strict) = &config.migrate {
+            warn!(
+                event = "migration-mode",
+                opened = strict.opened(),
+                "--migrate is on; serving requests that the strict settings would refuse, and recording them for rolegate report; remove \
+                 --migrate once the report is empty"
+            );
+        }
         let (drain, probes) = (Drain::default(), Probes::default());
         let running = readiness.step(START);
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
@@ -139,7 +148,7 @@ impl App {
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         // At once, for the kubelet's probes: the rest may wait for the API.
         let (pods, writer) = start.open_pods();
-        let (explainer, record) = start.serve_operators(&pods, admin, probe_socket);
+        let shared = start.serve_operators(&pods, admin, probe_socket);
         let mut stop = std::pin::pin!(stop);
         let own_pod = OwnPod::new(&config.pods.own_pod, interface_addresses);
         if config.pods.node.is_empty() {
@@ -163,7 +172,6 @@ impl App {
             anyhow::Ok(placed)
         };
         let mut place = std::pin::pin!(place.fuse());
-        let shared = SharedWithAdmin { explainer: &explainer, record };
         let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared));
         let prepared = loop {
             tokio::select! {

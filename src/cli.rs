@@ -1,5 +1,6 @@
 //! Subcommands, and exit codes: 0 after an orderly end, 2 for wrong arguments, 1 for everything else. `explain` ends with 0
 //! for a pod that may have its role, 1 for one that does not, 2 for wrong arguments, and 3 where that could not be found out;
+//! `report` does so for a report without findings, and one with some;
 //! `redirect status` does so for rules that are as wanted and for others. `probe` ends with 0 where the daemon is as asked, and
 //! with 1 where it is not or does not answer. `check` ends with 0 where nothing failed, with 1 where something did, and with 2 for
 //! wrong usage. `migrate` ends with 0 where it printed manifests, with 1 where there was nothing to migrate, and with 2 for input
@@ -19,6 +20,7 @@ use crate::app::check_command::check;
 use crate::app::explain_command::explain;
 use crate::app::failure;
 use crate::app::redirect_command::{place_guard, redirect};
+use crate::app::report_command::report;
 use crate::capabilities::{self, Need};
 use crate::check::{CheckStatus, render as check_render};
 use crate::config::check_command::{CheckCommand, LIST};
@@ -27,10 +29,13 @@ use crate::config::kiam::{TranslatedArguments, translate};
 use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::refused::RefusedArguments;
+use crate::config::report_command::{ReportConfig, ReportOutput};
 use crate::config::{Config, ConfigWarning, RedirectBackend, flags};
 use crate::explain::{Report, ReportedDecision, render};
 use crate::migrate::{self, MigrateError, Project};
 use crate::probe;
+use crate::report::MigrationReport;
+use crate::report::render::{report_csv, report_text};
 use crate::self_test::{self, Ability, helper};
 use crate::telemetry;
 use crate::text::printable;
@@ -45,7 +50,9 @@ const DIFFERENT: u8 = 1;
 const FAILED: u8 = 1;
 /// `explain`: the pod may not use its role.
 const DENIED: u8 = 1;
-/// `explain` and `redirect status`: the answer is not known.
+/// `report`: something would be refused.
+const FOUND: u8 = 1;
+/// `explain`, `report` and `redirect status`: the answer is not known.
 const UNKNOWN: u8 = 3;
 /// `migrate`: the input has no DaemonSet of that project.
 const NOTHING_TO_MIGRATE: u8 = 1;
@@ -64,6 +71,7 @@ pub fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .subcommand(flags::add_to(run))
         .subcommand(explain_command())
+        .subcommand(report_command())
         .subcommand(check_command())
         .subcommand(redirect_command())
         .subcommand(probe_command())
@@ -108,6 +116,20 @@ fn check_command() -> Command {
         .max_term_width(120)
         .arg(Arg::new(LIST).last(true).num_args(1..).allow_hyphen_values(true).help("The argument list, as for --args"));
     flags::add_to_check(command)
+}
+
+fn report_command() -> Command {
+    let command = Command::new("report")
+        .about("Show what the strict settings would refuse, by namespace and workload (for daemons with --migrate)")
+        .long_about(
+            "Shows what the strict settings would refuse, by namespace and workload, and what would make it pass. Daemons record this \
+             with --migrate.\n\n\
+             By default, it asks the daemon on this machine: run it in the daemon's pod (kubectl exec), or use kubectl port-forward and \
+             --admin-url. With --all-nodes, it reads the reports of all daemons through the Kubernetes API, and merges them.",
+        )
+        .after_help("Exit codes: 0 no findings, 1 findings, 2 wrong arguments, 3 the report, or that of a node, cannot be read.")
+        .max_term_width(120);
+    flags::add_to_report(command)
 }
 
 fn redirect_command() -> Command {
@@ -182,6 +204,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
     match matches.subcommand() {
         Some((RUN, matches)) => run(matches, env, &arguments, warnings),
         Some(("explain", matches)) => explained(matches, env),
+        Some(("report", matches)) => reported(matches, env),
         Some(("check", matches)) => checked(matches, env),
         Some(("redirect", matches)) => redirected(matches, env),
         Some((helper::SUBCOMMAND, _)) => match helper::child(std::io::stdin().lock(), std::io::stdout()) {
@@ -301,6 +324,40 @@ fn checked(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCo
             ExitCode::from(FAILED)
         }
     }
+}
+
+fn reported(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
+    let ReportConfig { target, output } = match ReportConfig::from_source(matches, env) {
+        Ok(asked) => asked,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nSee rolegate report --help"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let report = prepare().and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let report = runtime.block_on(report(target));
+        end(runtime);
+        report
+    });
+    match report.and_then(|report| show_report(&report, output).map(|()| report)) {
+        Ok(report) if !report.is_complete() => ExitCode::from(UNKNOWN),
+        Ok(report) if report.workloads.is_empty() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(FOUND),
+        Err(failure) => {
+            say(&format!("rolegate: {}", failure::text(&failure)));
+            ExitCode::from(UNKNOWN)
+        }
+    }
+}
+
+fn show_report(report: &MigrationReport, output: ReportOutput) -> anyhow::Result<()> {
+    let text = match output {
+        ReportOutput::Text => report_text(report),
+        ReportOutput::Json => serde_json::to_string_pretty(report)? + "\n",
+        ReportOutput::Csv => report_csv(report),
+    };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
 fn redirected(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {

@@ -18,18 +18,19 @@ pub(crate) mod explain_command;
 pub mod flags;
 pub(crate) mod kiam;
 mod load;
+mod migrate;
 pub mod own_pod;
 pub(crate) mod probe;
 mod read;
 pub(crate) mod redirect;
 pub(crate) mod refused;
+pub(crate) mod report_command;
 pub(crate) mod session;
 mod source;
 mod warning;
 
 pub use aws::AwsConfig;
 use own_pod::OwnPodHints;
-pub(crate) use read::SESSION_DURATIONS;
 use session::{SessionScope, SessionTag, SessionTemplate};
 pub use warning::ConfigWarning;
 
@@ -63,6 +64,8 @@ pub const DEFAULT_SELF_TEST_INTERVAL: Duration = Duration::from_secs(60);
 pub const DEFAULT_STARTUP_GRACE: Duration = Duration::from_secs(60);
 /// Default of `--metadata-addr`.
 pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
+/// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
+pub(crate) const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
 
 /// The whole configuration, valid.
 #[derive(Debug)]
@@ -87,6 +90,8 @@ pub struct Config {
     pub log: LogConfig,
     /// The real metadata service, and what of it pods may read.
     pub metadata: MetadataConfig,
+    /// The settings that `--migrate` does not enforce yet; `None` without it.
+    pub migrate: Option<StrictSettings>,
     /// What the operator should know about the arguments; logged at start.
     pub warnings: Vec<ConfigWarning>,
 }
@@ -355,6 +360,21 @@ pub enum MetadataProfile {
     Base,
     /// The base set, and the node's addresses, interfaces, tags and notices.
     NodeInfo,
+}
+
+/// The settings by which `--migrate` says what would be refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StrictSettings {
+    /// Whether requests without a token would be refused.
+    pub tokens: TokenMode,
+    /// What every pod could read.
+    pub profile: MetadataProfile,
+    /// Patterns of the namespaces whose pods could read everything.
+    pub node_info_namespaces: Vec<String>,
+    /// Whether namespaces would limit roles.
+    pub restricted: bool,
+    /// Whether kube2iam gives pods without a role the node's own role with these arguments, and rolegate does not.
+    pub node_role_withheld: bool,
 }
 
 /// The operators' port.

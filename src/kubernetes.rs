@@ -9,6 +9,7 @@ pub mod client;
 pub(crate) mod failure;
 pub(crate) mod fields;
 pub(crate) mod filter;
+pub(crate) mod forward;
 pub mod nodes;
 pub mod own_pod;
 pub(crate) mod response;

@@ -80,6 +80,8 @@ struct MetricsInner {
     pods_outside: IntGauge,
     cni_results: IntGaugeVec,
     startup_taint: IntCounterVec,
+    migration_findings: IntGaugeVec,
+    migration_source: OnceLock<FindingsSource>,
 }
 
 /// The content of the session cache at one time.
@@ -105,6 +107,17 @@ struct HoldingsSource(Box<dyn Fn() -> Holdings + Send + Sync>);
 impl std::fmt::Debug for HoldingsSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("HoldingsSource")
+    }
+}
+
+/// The number of workloads with findings, by kind and namespace.
+type Findings = Vec<(&'static str, String, usize)>;
+
+struct FindingsSource(Box<dyn Fn() -> Findings + Send + Sync>);
+
+impl std::fmt::Debug for FindingsSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FindingsSource")
     }
 }
 
@@ -169,6 +182,8 @@ impl Metrics {
             pods_outside: register.gauge(&PODS_OUTSIDE),
             cni_results: register.gauges(&CNI_RESULTS),
             startup_taint: register.counters(&STARTUP_TAINT),
+            migration_findings: register.gauges(&MIGRATION_FINDINGS),
+            migration_source: OnceLock::new(),
             registry: register.0,
         }))
     }
@@ -190,6 +205,13 @@ impl Metrics {
             self.0.earliest_end.reset();
             if let Some(end) = earliest_end {
                 self.0.earliest_end.with_label_values::<&str>(&[]).set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+            }
+        }
+        if let Some(FindingsSource(findings)) = self.0.migration_source.get() {
+            let findings = findings();
+            self.0.migration_findings.reset();
+            for (finding, namespace, workloads) in findings {
+                self.0.migration_findings.with_label_values(&[finding, &namespace]).set(i64::try_from(workloads).unwrap_or(i64::MAX));
             }
         }
         if let Some(CountSource(count)) = self.0.pod_waits_source.get() {
@@ -350,6 +372,12 @@ impl Metrics {
     /// Sets the source of the counter of requests that were not allowed to wait for their pod. Only the first call has an effect.
     pub fn pod_waits_refused_from(&self, source: impl Fn() -> u64 + Send + Sync + 'static) {
         let _ = self.0.pod_waits_source.set(CountSource(Box::new(source)));
+    }
+
+    /// Sets the source of the findings of the migration report, which names only namespaces with pods on this node. Only the first
+    /// call has an effect.
+    pub(crate) fn migration_findings_from(&self, source: impl Fn() -> Findings + Send + Sync + 'static) {
+        let _ = self.0.migration_source.set(FindingsSource(Box::new(source)));
     }
 
     /// Sets the source of the counter of lost notifications about the node's network. Only the first call has an effect.

@@ -18,7 +18,7 @@ pub mod watch;
 mod witness;
 
 use index::Index;
-pub use index::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodUid, Sandbox, ServiceAccount};
+pub use index::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodOwner, PodUid, Sandbox, ServiceAccount};
 pub use lookup::Lookup;
 use waiting::{Places, RequestWaiter};
 pub use witness::Objection;
@@ -42,6 +42,8 @@ pub struct Needs {
     pub namespaces: bool,
     /// The service accounts of pods without a role of their own.
     pub service_accounts: bool,
+    /// The owners of pods. No decision depends on them; the migration report names them.
+    pub owners: bool,
 }
 
 /// The pods of this node; cheap to clone.

@@ -12,7 +12,7 @@
 //! ([`Policy::node_version`]).
 
 use crate::config::{PatternFormat, Restrictions};
-use crate::pods::{Pod, PodContext};
+use crate::pods::{Namespace, Pod, PodContext};
 use crate::role::{BaseArn, ExternalId, RoleArn};
 use crate::text::quoted;
 
@@ -86,6 +86,19 @@ impl Policy {
     /// Subscribes to changes of what is known about the node.
     pub fn node_changes(&self) -> NodeChanges {
         self.node.changes()
+    }
+
+    /// Returns the role that the pod asks for, whether or not it may have it.
+    pub fn named_role(&self, pod: &Pod, context: &PodContext) -> Option<RoleArn> {
+        self.role(pod, context, &mut Silent).ok()
+    }
+
+    /// Checks whether a namespace allows a role, as enforced restrictions would.
+    pub fn check_namespace(&self, role: &RoleArn, namespace: Option<&Namespace>) -> Result<(), Denial> {
+        if self.rules.default_role.as_ref() == Some(role) {
+            return Ok(());
+        }
+        self.namespaces.check(role, namespace, &mut Silent)
     }
 
     /// Whether `--allowed-roles` allows the default role, if there is one.

@@ -32,12 +32,14 @@ use crate::text;
 
 pub(crate) mod documents;
 pub mod metadata;
+pub(crate) mod migration;
 mod refusal;
 pub(crate) mod respond;
 pub mod route;
 pub mod token;
 
 use metadata::{Access, MetadataLookup, MetadataValues, table};
+use migration::Migration;
 use refusal::{Asked, Refusal, of_default_role};
 use respond::Outcome;
 use route::{Body, Hosts, Rejection, Route, RouteContext};
@@ -81,6 +83,7 @@ pub struct Proxy<A> {
     /// The pods that merely look for credentials, and for which that was logged.
     told: EachDigest,
     events: Reporter,
+    migration: Migration,
 }
 
 /// The origin of requests: one connection.
@@ -169,7 +172,14 @@ impl<A: AssumeRole> Proxy<A> {
             rejected: metrics.route("rejected"),
         };
         let (logged, told) = (EachDigest::new(QUIET, MAX_LOGGED), EachDigest::new(ONCE, MAX_LOGGED));
-        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged, told, events }
+        let migration = Migration::default();
+        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged, told, events, migration }
+    }
+
+    /// Records what the strict settings would refuse.
+    #[must_use]
+    pub(crate) fn with_migration(self, migration: Migration) -> Self {
+        Self { migration, ..self }
     }
 
     /// Returns the metadata values, for the task that keeps them up to date.
@@ -188,7 +198,7 @@ impl<A: AssumeRole> Proxy<A> {
         let path = request.uri.path();
         let context = RouteContext { hosts: &origin.hosts, body, now: self.clock.now() };
         let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, context) {
-            Ok(route) => (self.meters(&route), self.answer(origin, route, &request.headers, path).await),
+            Ok(route) => (self.meters(&route), self.answer(origin, route, request).await),
             Err(rejection) => (&self.meters.rejected, self.reject(origin, rejection, path)),
         };
         let response = respond::respond(outcome, &request.method);
@@ -201,8 +211,8 @@ impl<A: AssumeRole> Proxy<A> {
         response
     }
 
-    async fn answer(&self, origin: &Origin, route: Route, headers: &HeaderMap, asked_path: &str) -> Outcome {
-        let (ip, asked) = (origin.ip, Asked::by(&route, asked_path));
+    async fn answer(&self, origin: &Origin, route: Route, head: &Parts) -> Outcome {
+        let (ip, asked) = (origin.ip, Asked::by(&route, head.uri.path()));
         // Taken before the first lookup, so that no later change is missed.
         let seen = self.seen();
         // The limit of all waits until the decision.
@@ -218,9 +228,10 @@ impl<A: AssumeRole> Proxy<A> {
             let token = self.tokens.issue(&pod.uid, ip, Duration::from_secs(ttl_seconds.into()));
             return Outcome::Token { token, ttl_seconds };
         }
-        if let Err(given) = self.check_token(headers, &pod, ip) {
+        if let Err(given) = self.check_token(&head.headers, &pod, ip) {
             return self.refuse(ip, Refusal::Token { pod, given }, asked);
         }
+        self.migration.asked(&pod, &route, head);
         let route = match route {
             Route::Unknown => return self.refuse(ip, Refusal::Path { pod, set: None }, asked),
             Route::Versions => return Outcome::Text(Bytes::from(route::VERSIONS.join("\n"))),
@@ -231,6 +242,7 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(ip, refusal, asked),
         };
+        self.migration.allowed(&pod, head);
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
@@ -284,6 +296,7 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     fn denied(&self, pod: Arc<Pod>, context: &PodContext, denial: Denial) -> Refusal {
+        self.migration.denied(&self.settings.policy, &pod, context, denial);
         // Without a default role there is nothing to say about it.
         let by_default = denial != Denial::NoRole && self.settings.policy.names_no_role(&pod, context);
         Refusal::Denied { pod, denial, by_default }
@@ -340,6 +353,7 @@ impl<A: AssumeRole> Proxy<A> {
 
     fn audited(&self, pod: &Arc<Pod>, request: &RoleRequest, denial: Denial) {
         self.metrics.audited(denial.name());
+        self.migration.restricted(pod, request, denial);
         self.events.tell(pod, EventCause::would_be_denied(denial));
         if self.logged.is_due((&pod.uid, denial.name())) {
             warn!(
@@ -437,6 +451,7 @@ impl<A: AssumeRole> Proxy<A> {
     fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: Asked<'_>) -> Outcome {
         let (reason, outcome) = (refusal.reason(), refusal.outcome(asked.kind));
         self.metrics.denied(reason);
+        self.migration.refused(&refusal);
         if refusal.is_silent() {
             return outcome;
         }

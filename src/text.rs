@@ -48,6 +48,15 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// The longest name of an object, in bytes (Kubernetes documentation, "Object Names and IDs").
+const MAX_NAME: usize = 253;
+
+/// Returns whether a text has the form of an object's name: lower-case letters, digits, `-` and `.`, and none of the last two first.
+pub(crate) fn is_object_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-'])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,5 +87,13 @@ mod tests {
         assert_eq!(path(&format!("/{}", "ü".repeat(100))), format!("/{}", "ü".repeat(63)), "128 bytes, and whole characters");
         assert_eq!(quoted("a\n"), r#""a\n""#);
         assert_eq!(quoted(&"x".repeat(201)), format!("\"{}\"... (201 bytes)", "x".repeat(200)));
+    }
+
+    #[test]
+    fn names_of_objects_have_the_form_that_kubernetes_gives_them() {
+        assert!(is_object_name("web-0.shop"));
+        for odd in ["", "-a", ".a", "A", "a b", "a\n", "a/b", "ä", &"a".repeat(254)] {
+            assert!(!is_object_name(odd), "{odd:?}");
+        }
     }
 }

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! Differences from a real server: patches are merge patches only, only events can be created over HTTP, a list at a future
-//! resource version fails at once instead of after three seconds, and a watch without `timeoutSeconds` has no time limit.
+//! resource version fails at once instead of after three seconds, port-forwards have one port, and a watch without
+//! `timeoutSeconds` has no time limit.
 
 mod builders;
 mod certificates;
@@ -33,6 +34,7 @@ mod json;
 mod list;
 mod objects;
 mod pod;
+mod portforward;
 mod request;
 mod selector;
 mod stall;
@@ -286,6 +288,15 @@ impl KubeApi {
     /// Waits until no watch of a resource is open.
     pub async fn wait_for_no_watchers(&self, resource: Resource) {
         self.state().wait_until(|state| state.store().watches(resource) == 0).await;
+    }
+}
+
+/// Methods for port-forwards.
+impl KubeApi {
+    /// Connects port-forwards to this pod with `to`, whatever port they name. Otherwise, the connection is refused, as by a
+    /// kubelet if nothing listens on the port.
+    pub fn forward_to(&self, namespace: &str, pod: &str, to: SocketAddr) {
+        self.state().forwards().insert((namespace.to_owned(), pod.to_owned()), to);
     }
 }
 

@@ -183,13 +183,13 @@ async fn accept<H: Handler>(listener: tokio::net::TcpListener, handler: Arc<H>, 
     }
 }
 
-async fn serve<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, handler: Arc<H>) {
+async fn serve<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, handler: Arc<H>) {
     let address = peer.address;
     let service = service_fn(move |request| {
         let (handler, peer) = (Arc::clone(&handler), peer.clone());
         async move { Ok::<_, std::convert::Infallible>(handler.handle(peer, request).await) }
     });
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!(peer = %address, %error, "connection ended");
     }

@@ -15,6 +15,27 @@ pub(super) struct ExplainQuery {
     pub(super) assume: bool,
 }
 
+/// The form of the migration report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReportFormat {
+    Text,
+    Json,
+    Csv,
+}
+
+impl ReportFormat {
+    /// Returns the form of `?format=FORMAT`; text without it, `None` for another one.
+    pub(super) fn of(uri: &Uri) -> Option<Self> {
+        let format = uri.query().unwrap_or_default().split('&').find_map(|part| part.strip_prefix("format="));
+        match format.unwrap_or("text") {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            "csv" => Some(Self::Csv),
+            _ => None,
+        }
+    }
+}
+
 /// Headers that only proxies and browsers send. A proxy on the node is itself a peer on loopback, whoever its client is.
 const PROXY_HEADERS: [&str; 4] = ["forwarded", "via", "x-real-ip", "origin"];
 /// Prefixes of more such headers.

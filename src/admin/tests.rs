@@ -63,7 +63,18 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
     };
     let record = explainer.daemon.as_ref().unwrap().limits.clone();
     let explainer = Arc::new(OnceLock::from(explainer));
-    Admin { metrics, readiness, pods, debug: true, namespace_labels: false, record, explainer, rendered: Rendered::default() }
+    Admin {
+        metrics,
+        readiness,
+        pods,
+        debug: true,
+        namespace_labels: false,
+        record,
+        explainer,
+        reporter: Arc::default(),
+        migrates: false,
+        rendered: Rendered::default(),
+    }
 }
 
 async fn status(admin: &Admin<Sts>, peer: &str, method: Method, target: &str, headers: &[(&str, &str)]) -> StatusCode {

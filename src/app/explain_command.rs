@@ -33,6 +33,7 @@ async fn of_cluster(cluster: Cluster, pod: PodReference, assume: bool) -> anyhow
     let needs = Needs {
         namespaces: config.roles.restrictions != Restrictions::Off,
         service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
+        owners: false,
     };
     let kube = client::connect(&config.pods.api).await?;
     let unknown = |node: &str, message| Report::unknown(&pod, node, By::Cluster, "unknown-pod", message);

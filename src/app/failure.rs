@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::advice::{Advise, chain, join};
 use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::AwsError;
-use crate::explain::admin::AskError;
+use crate::daemon_client::AskError;
 use crate::kubernetes::setup::ClientError;
 use crate::pods::watch::snapshot::SnapshotError;
 use crate::policy::patterns::Mistake;

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::settings::log_refusals;
 use crate::advice::{Advise as _, chain};
 use crate::clock::Clock;
-use crate::config::{AwsConfig, BaseRole, Config, DefaultRole, PatternFormat};
+use crate::config::{AwsConfig, BaseRole, Config, DefaultRole, PatternFormat, StrictSettings};
 use crate::connections::ConnectionRecord;
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::StsLimits;
@@ -28,9 +28,12 @@ use crate::policy::patterns::Patterns;
 use crate::policy::session::SessionRules;
 use crate::policy::{Policy, Rules};
 use crate::proxy::metadata::{Access, MetadataValues};
+use crate::proxy::migration::Migration;
 use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, ProxySettings};
 use crate::readiness::Readiness;
+use crate::report::recorder::Recorder;
+use crate::report::reporter::MigrationReporter;
 use crate::role::{BaseArn, RoleArn, SessionName};
 use crate::server::Server;
 
@@ -48,9 +51,11 @@ pub(super) struct Prepared {
 }
 
 /// The parts of the request path that the operators' port uses.
-pub(super) struct SharedWithAdmin<'a> {
+pub(super) struct SharedWithAdmin {
     /// Set once.
-    pub(super) explainer: &'a OnceLock<Explainer<Sts>>,
+    pub(super) explainer: Arc<OnceLock<Explainer<Sts>>>,
+    /// Set once, with `--migrate`.
+    pub(super) reporter: Arc<OnceLock<MigrationReporter>>,
     pub(super) record: ConnectionRecord,
 }
 
@@ -62,16 +67,14 @@ pub(super) async fn prepare(
     metrics: &Metrics,
     readiness: &Readiness,
     drain: &Drain,
-    shared: SharedWithAdmin<'_>,
+    shared: SharedWithAdmin,
 ) -> anyhow::Result<Prepared> {
-    let (clock, SharedWithAdmin { explainer, record }) = (Clock::system(), shared);
+    let (clock, SharedWithAdmin { explainer, reporter, record }) = (Clock::system(), shared);
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
     let sts = aws.sts(clock.clone(), node.clone(), metrics.clone());
     let rules = rules(Some(&aws), config, &node).await?;
-    let node_info =
-        || Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces");
-    let modes = RequestModes { tokens: config.server.tokens, profile: config.metadata.profile, node_info: node_info()? };
+    let modes = RequestModes { tokens: config.server.tokens, profile: config.metadata.profile, node_info: node_info_namespaces(config)? };
     log_refusals(config, &modes, &rules);
     let policy = Policy::new(rules, node.clone()).context("--allowed-roles")?;
     if !policy.allows_default_role() {
@@ -104,7 +107,7 @@ pub(super) async fn prepare(
         pace: ExplainRate::default(),
         daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone(), limits: record.clone(), modes }),
     });
-    let access = Access::new(config.metadata.profile, node_info()?);
+    let access = Access::new(config.metadata.profile, node_info_namespaces(config)?);
     let settings = ProxySettings { policy: policy.clone(), tokens: config.server.tokens, pod_wait: config.pods.wait, access };
     let tokens = Tokens::new(clock.clone())?;
     let key_file = config.server.token_key_file.clone().map(KeyFile::new);
@@ -120,6 +123,13 @@ pub(super) async fn prepare(
         );
     }
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events);
+    let proxy = match &config.migrate {
+        Some(strict) => {
+            let migration = record_migration(config, strict, proxy.pods(), &policy, &reporter)?;
+            proxy.with_migration(migration)
+        }
+        None => proxy,
+    };
     let metadata = proxy.values();
     if config.server.accept_direct {
         warn!(
@@ -130,6 +140,32 @@ pub(super) async fn prepare(
     }
     let server = Server::new(proxy, config.server.accept_direct, config.server.limits, metrics.clone(), drain.clone(), record);
     Ok(Prepared { server, refresh, sts, aws, node, policy, tokens, key_file, metadata })
+}
+
+fn node_info_namespaces(config: &Config) -> anyhow::Result<Patterns> {
+    Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")
+}
+
+/// Makes what records for the migration report, and what makes the report.
+fn record_migration(
+    config: &Config,
+    strict: &StrictSettings,
+    pods: &Pods,
+    policy: &Arc<Policy>,
+    reporter: &OnceLock<MigrationReporter>,
+) -> anyhow::Result<Migration> {
+    let recorder = Recorder::on(&config.pods.node);
+    // It is given once: this runs once.
+    let _ = reporter.set(MigrationReporter {
+        node: config.pods.node.clone(),
+        recorder: recorder.clone(),
+        pods: pods.clone(),
+        policy: policy.clone(),
+        strict: strict.clone(),
+        allowed_roles: config.pods.annotations.allowed_roles.clone(),
+        patterns: config.roles.patterns,
+    });
+    Ok(Migration::new(recorder, strict.tokens, Access::new(strict.profile, node_info_namespaces(config)?)))
 }
 
 pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {

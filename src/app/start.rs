@@ -6,7 +6,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::warn;
 
 use super::own_pod::PODS_KNOWN;
-use super::prepare::Prepared;
+use super::prepare::{Prepared, SharedWithAdmin};
 use super::{listener, node, overflows, own_pod};
 use crate::admin::{Admin, Rendered};
 use crate::clock::Clock;
@@ -15,7 +15,6 @@ use crate::connections::ConnectionRecord;
 use crate::credentials::sts::Sts;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
-use crate::explain::explainer::Explainer;
 use crate::kubernetes::client::Client;
 use crate::kubernetes::setup::is_of_service_account;
 use crate::links::Links;
@@ -28,6 +27,7 @@ use crate::pods::{self, Needs, NodeAddresses, Pods, PodsWriter};
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::interface_addresses;
+use crate::report::reporter::MigrationReporter;
 use crate::self_test::{Ability, Probes, SelfTest};
 use crate::server::Server;
 use crate::startup_taint::StartupTaint;
@@ -73,6 +73,7 @@ impl Start<'_> {
         let needs = Needs {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
+            owners: config.migrate.is_some(),
         };
         let watch = PodWatch {
             client: kube.clone(),
@@ -118,9 +119,13 @@ impl Start<'_> {
         pods: &Pods,
         admin: Option<TcpListener>,
         probe_socket: Option<UnixListener>,
-    ) -> (Arc<OnceLock<Explainer<Sts>>>, ConnectionRecord) {
+    ) -> SharedWithAdmin {
         let Self { config, metrics, readiness, tasks } = self;
-        let (explainer, record) = (Arc::<OnceLock<_>>::default(), ConnectionRecord::default());
+        let (explainer, reporter, record) = (Arc::<OnceLock<_>>::default(), Arc::<OnceLock<_>>::default(), ConnectionRecord::default());
+        metrics.migration_findings_from({
+            let reporter = reporter.clone();
+            move || reporter.get().map(MigrationReporter::counts).unwrap_or_default()
+        });
         metrics.pod_waits_refused_from({
             let pods = pods.clone();
             move || pods.waits_turned_away()
@@ -133,6 +138,8 @@ impl Start<'_> {
             namespace_labels: config.admin.namespace_labels,
             record: record.clone(),
             explainer: explainer.clone(),
+            reporter: reporter.clone(),
+            migrates: config.migrate.is_some(),
             rendered: Rendered::default(),
         });
         if let Some(listener) = probe_socket {
@@ -146,7 +153,7 @@ impl Start<'_> {
             };
             of_admin.serve(listener).await;
         });
-        (explainer, record)
+        SharedWithAdmin { explainer, reporter, record }
     }
 
     /// Begins what follows AWS, and what waits for its answers. The server is for the acceptor.

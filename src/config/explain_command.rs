@@ -8,12 +8,10 @@ use http::uri::Authority;
 
 use super::source::SettingSource;
 use super::{Config, ConfigError, DEFAULT_METRICS_PORT};
+use crate::text::is_object_name;
 
 /// The name of the argument that names the pod.
 pub(crate) const POD: &str = "NAMESPACE/POD";
-
-/// The longest name of an object (Kubernetes documentation, "Object Names and IDs").
-const MAX_NAME: usize = 253;
 
 /// A pod's namespace and name, each in the form that Kubernetes lets them have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +28,7 @@ pub(crate) struct NotAPodName;
 impl PodReference {
     /// The two names, where they may be such.
     pub(crate) fn new(namespace: &str, name: &str) -> Result<Self, NotAPodName> {
-        let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'.');
-        let is_name = |text: &str| (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-']);
-        if !is_name(namespace) || !is_name(name) {
+        if !is_object_name(namespace) || !is_object_name(name) {
             return Err(NotAPodName);
         }
         Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
@@ -146,7 +142,7 @@ impl ExplainConfig {
 }
 
 /// `http://HOST[:PORT]`.
-fn daemon(text: &str) -> Result<Authority, String> {
+pub(super) fn daemon(text: &str) -> Result<Authority, String> {
     let expected = || "expected the URL of a daemon's metrics port, such as http://127.0.0.1:9543".to_owned();
     let rest = text.strip_prefix("http://").ok_or_else(expected)?;
     let authority = super::read::authority(rest.strip_suffix('/').unwrap_or(rest))?;

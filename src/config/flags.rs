@@ -6,11 +6,14 @@ mod flag;
 mod table;
 
 pub use flag::Flag;
-pub use table::{GROUPS, OF_CHECK, OF_EXPLAIN, OF_REDIRECT};
+pub use table::{GROUPS, OF_CHECK, OF_EXPLAIN, OF_REDIRECT, OF_REPORT};
 use table::{REDIRECT, SERVING};
 
 /// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.
 const SHARED_WITH_REDIRECT: &[&str] = &["app-port", "accept-direct-connections"];
+
+/// Flags that `rolegate report` shares with the daemon and with `rolegate explain`.
+const SHARED_WITH_REPORT: &[&str] = &["admin-url", "metrics-port", "kubeconfig", "api-server", "api-token", "insecure"];
 
 /// The flag of `rolegate probe`, which is the daemon's as well.
 pub fn add_to_probe(command: Command) -> Command {
@@ -24,7 +27,7 @@ pub fn all() -> impl Iterator<Item = &'static Flag> {
 
 /// The flags of every subcommand.
 pub fn of_all_commands() -> impl Iterator<Item = &'static Flag> {
-    all().chain(OF_EXPLAIN.1).chain(OF_CHECK.1).chain(OF_REDIRECT.1)
+    all().chain(OF_EXPLAIN.1).chain(OF_REPORT.1).chain(OF_CHECK.1).chain(OF_REDIRECT.1)
 }
 
 /// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.
@@ -40,6 +43,12 @@ pub fn add_to_explain(command: Command) -> Command {
 /// Adds those of `rolegate check`, and all others: it verifies what the daemon would do with them.
 pub fn add_to_check(command: Command) -> Command {
     add(add(command, &[OF_CHECK]), GROUPS).mut_arg("args", |arg| arg.num_args(1..).allow_hyphen_values(true))
+}
+
+/// Adds those of `rolegate report`, and those that it shares.
+pub fn add_to_report(command: Command) -> Command {
+    let shared = of_all_commands().filter(|flag| SHARED_WITH_REPORT.contains(&flag.name));
+    shared.fold(add(command, &[OF_REPORT]), |command, flag| command.arg(arg(flag, "Daemons and the Kubernetes API")))
 }
 
 /// Adds those of `rolegate redirect`, and those of the daemon that it reads.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::source::SettingSource;
-use super::{AwsConfig, Config, ConfigError, DEFAULT_METRICS_PORT, RedirectBackend, Restrictions, flags, read};
+use super::{AwsConfig, Config, ConfigError, DEFAULT_METRICS_PORT, RedirectBackend, Restrictions, flags, migrate, read};
 
 impl Config {
     /// The configuration that flags and environment give.
@@ -19,7 +19,7 @@ impl Config {
     /// Reads all of it. Mistakes and warnings are noted in the source, and the warnings are returned with the configuration.
     pub(super) fn read(source: &mut SettingSource<'_>) -> Self {
         let redirect = read::redirect(source, RedirectBackend::None);
-        let mut config = Self {
+        let config = Self {
             pods: read::pods(source, &redirect),
             roles: read::roles(source),
             sessions: read::sessions(source),
@@ -30,8 +30,10 @@ impl Config {
             aws: AwsConfig::read(source),
             log: read::log(source),
             metadata: read::metadata(source),
+            migrate: None,
             warnings: Vec::new(),
         };
+        let mut config = migrate::open(config, source);
         if config.server.port == config.admin.port && config.server.port != 0 {
             // As the chart of kube2iam renders it. There, one port served both.
             let port = if config.server.port == DEFAULT_METRICS_PORT { DEFAULT_METRICS_PORT + 1 } else { DEFAULT_METRICS_PORT };

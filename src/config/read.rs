@@ -14,10 +14,9 @@ mod roles;
 mod rules;
 mod sessions;
 
-pub(super) use pods::pods;
+pub(super) use pods::{api, pods};
 pub(super) use roles::roles;
 pub(super) use rules::{check_target, redirect, self_test};
-pub(crate) use sessions::SESSION_DURATIONS;
 pub(super) use sessions::sessions;
 
 /// The shortest and the longest timeout of a request.

@@ -8,6 +8,7 @@ use clap::ArgMatches;
 
 use super::flags::{self, Flag};
 use super::warning::ConfigWarning;
+use crate::text::is_object_name;
 
 /// No setting means more, and clocks can count it.
 const LONGEST_DURATION: Duration = Duration::from_secs(24 * 3600);
@@ -186,6 +187,29 @@ impl<'a> SettingSource<'a> {
     pub(super) fn annotation_key(&mut self, name: &str) -> String {
         let default = Self::flag(name).default;
         self.parse(name, annotation_key).unwrap_or_else(|| default.to_owned())
+    }
+
+    /// Reads the name of an object, such as a namespace.
+    pub(super) fn name(&mut self, name: &str) -> String {
+        self.or_default(name, |text| {
+            if is_object_name(text) {
+                Ok(text.to_owned())
+            } else {
+                Err("expected a name of lower-case letters, digits, - and .".to_owned())
+            }
+        })
+    }
+
+    /// Reads a label selector. The API checks its form.
+    pub(super) fn selector(&mut self, name: &str) -> String {
+        self.or_default(name, |text| {
+            let is_good = !text.is_empty() && text.len() <= 1024 && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+            if is_good { Ok(text.to_owned()) } else { Err("expected a label selector such as app=rolegate".to_owned()) }
+        })
+    }
+
+    fn or_default(&mut self, name: &str, parse: impl Fn(&str) -> Result<String, String>) -> String {
+        self.parse(name, parse).unwrap_or_else(|| Self::flag(name).default.to_owned())
     }
 
     /// The key of a taint; none where it is empty.

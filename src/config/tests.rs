@@ -63,6 +63,7 @@ const CASES: &[Case] = &[
     ("api-token", "abc", &["--api-server=https://10.0.0.1"], |config| {
         config.pods.api.token.as_ref().is_some_and(|token| token.expose_secret() == "abc")
     }),
+    ("migrate", "true", &[], |config| config.migrate.is_some()),
     ("insecure", "true", &[], |config| config.pods.api.insecure),
     ("backoff-max-elapsed-time", "700ms", &[], |config| config.pods.wait == Duration::from_millis(700)),
     ("cni-results", "/var/lib/cni/results", &[], |config| config.pods.cni_results == Some("/var/lib/cni/results".into())),

@@ -108,6 +108,11 @@ struct RootCause {
 }
 
 impl Status {
+    /// Creates the status of an error that was read already.
+    pub(crate) fn of_error(code: u16, reason: &str, message: &str) -> Self {
+        Self { code, reason: reason.to_owned(), message: message.to_owned(), details: None }
+    }
+
     /// Creates the status of an answer. Its body may be no `Status` object, for example if a proxy answered.
     pub(crate) fn of_answer(code: u16, body: &[u8]) -> Self {
         let status: Self = serde_json::from_slice(body).unwrap_or_default();

@@ -113,4 +113,6 @@ descriptions! {
         "Files in the directory of --cni-results, by whether they are used or ignored.";
     STARTUP_TAINT = "counter" "rolegate_startup_taint_looks_total" ["outcome"]
         "Checks of this node for the start-up taint, by outcome.";
+    MIGRATION_FINDINGS = "gauge" "rolegate_migration_findings" ["finding", "namespace"]
+        "Workloads that the strict settings would refuse something, by kind of finding and namespace; only with --migrate.";
 }

@@ -22,7 +22,7 @@ mod named;
 mod needs;
 mod tombstones;
 
-pub use known::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodUid, Sandbox, ServiceAccount};
+pub use known::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodOwner, PodUid, Sandbox, ServiceAccount};
 use named::Named;
 use needs::PodNeeds;
 use tombstones::Tombstones;

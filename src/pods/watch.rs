@@ -132,7 +132,7 @@ impl PodWatch {
     async fn watch_pods(&self, first_list: ReadinessStep) {
         let fields = format!("spec.nodeName={}", self.node);
         let annotations = pod_annotations(&self.annotations);
-        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields, annotations };
+        let selection = Selection { resource: "pods", path: "/api/v1/pods".to_owned(), fields, annotations, owners: self.needs.owners };
         let mut first_list = Some(first_list);
         let take = |event: WatchEvent<'_, PodObject>| {
             self.take(event, &mut first_list);
@@ -219,7 +219,11 @@ impl PodWatch {
 
     /// Converts a pod of this node for the index, with its version; `None` for other pods.
     fn pod(&self, object: PodObject) -> Option<(Pod, Option<u64>)> {
-        pod_of(object, &self.node, &self.annotations)
+        let (mut pod, version) = pod_of(object, &self.node, &self.annotations)?;
+        if !self.needs.owners {
+            pod.owner = None;
+        }
+        Some((pod, version))
     }
 }
 
@@ -260,6 +264,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         host_network: object.host_network,
         sandbox: object.sandbox,
         may_have_net_raw: object.may_have_net_raw,
+        owner: metadata.owner.take(),
     };
     Some((pod, version))
 }

@@ -102,7 +102,7 @@ fn every_flag_is_documented_correctly() {
     };
     let real = flags::GROUPS
         .iter()
-        .chain([&flags::OF_EXPLAIN, &flags::OF_CHECK, &flags::OF_REDIRECT])
+        .chain([&flags::OF_EXPLAIN, &flags::OF_REPORT, &flags::OF_CHECK, &flags::OF_REDIRECT])
         .flat_map(|(group, flags)| flags.iter().map(move |flag| row(group, flag)))
         .collect();
     same("docs/flags.md", &documented, &real);
@@ -230,6 +230,7 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_self_test_failures_total{reason}", names(&probe, "impl SelfTestFailure {")),
         ("rolegate_cni_result_files{state}", literals_in(between(&metrics, "fn cni_results", "\n    }\n"))),
         ("rolegate_startup_taint_looks_total{outcome}", looks),
+        ("rolegate_migration_findings{finding}", literals_in(between(&read("src/report.rs"), "pub(crate) const ALL", "];"))),
     ];
     let (_, documented) = documented_metrics();
     for (label, values) in &real {
@@ -301,6 +302,7 @@ const OF_OTHERS: &[&str] = &[
     "namespace",
     "selector",
     "field-selector",
+    "overwrite",
     "now",
     "register-with-taints",
     "ignore-taint",

@@ -23,6 +23,7 @@ mod own_identity;
 mod policy;
 mod properties;
 mod proxies;
+mod report;
 mod rotation;
 mod serving;
 mod source_identity;

@@ -28,6 +28,8 @@ pub struct PodBuilder {
     stopped: bool,
     without_network: bool,
     started: String,
+    /// Kind and name; none for a bare pod.
+    owner: Option<(String, String)>,
 }
 
 impl PodBuilder {
@@ -51,6 +53,7 @@ impl PodBuilder {
             stopped: false,
             without_network: false,
             started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            owner: Some(("ReplicaSet".to_owned(), format!("{name}-7d4b9c6f5"))),
         }
     }
 
@@ -58,6 +61,20 @@ impl PodBuilder {
     #[must_use]
     pub fn started_at(mut self, time: &str) -> PodBuilder {
         time.clone_into(&mut self.started);
+        self
+    }
+
+    /// Sets the object that manages it. By default, that is a ReplicaSet.
+    #[must_use]
+    pub fn owner(mut self, kind: &str, name: &str) -> PodBuilder {
+        self.owner = Some((kind.to_owned(), name.to_owned()));
+        self
+    }
+
+    /// Removes the object that manages it.
+    #[must_use]
+    pub fn bare(mut self) -> PodBuilder {
+        self.owner = None;
         self
     }
 
@@ -203,10 +220,6 @@ impl PodBuilder {
             "generateName": format!("{}-", self.name.rsplit_once('-').map_or(&*self.name, |(head, _)| head)),
             "namespace": self.namespace,
             "labels": self.labels,
-            "ownerReferences": [{
-                "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{}-7d4b9c6f5", self.name),
-                "uid": "0b9e7d51-64a0-4f0b-8a0e-0f4a55d4b8d3", "controller": true, "blockOwnerDeletion": true,
-            }],
             "managedFields": [
                 managed_fields("kube-controller-manager", "", json!({
                     "f:metadata": {
@@ -236,6 +249,12 @@ impl PodBuilder {
                 })),
             ],
         });
+        if let Some((kind, name)) = &self.owner {
+            metadata["ownerReferences"] = json!([{
+                "apiVersion": "apps/v1", "kind": kind, "name": name,
+                "uid": "0b9e7d51-64a0-4f0b-8a0e-0f4a55d4b8d3", "controller": true, "blockOwnerDeletion": true,
+            }]);
+        }
         if !self.annotations.is_empty() {
             metadata["annotations"] = json!(self.annotations);
         }

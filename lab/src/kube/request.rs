@@ -63,6 +63,11 @@ pub(super) enum Route {
         name: Option<String>,
     },
     AccessReview,
+    /// `pods/portforward`.
+    PortForward {
+        namespace: String,
+        pod: String,
+    },
     Unknown,
 }
 
@@ -88,6 +93,9 @@ impl Route {
             ["namespaces", name] => (None, "namespaces", Some(name)),
             ["namespaces", namespace, "events", ref name @ ..] => {
                 return Route::events("", namespace, name);
+            }
+            ["namespaces", namespace, "pods", pod, "portforward"] => {
+                return Route::PortForward { namespace: namespace.to_owned(), pod: pod.to_owned() };
             }
             ["namespaces", namespace, plural] => (Some(namespace), plural, None),
             ["namespaces", namespace, plural, name] => (Some(namespace), plural, Some(name)),
@@ -151,6 +159,8 @@ impl Call {
         let named = match &self.route {
             Route::Objects { name, .. } | Route::Events { name, .. } => name.is_some(),
             Route::AccessReview => false,
+            // What a WebSocket is authorized as since Kubernetes 1.35, whatever its method.
+            Route::PortForward { .. } => return Some(Verb::Create),
             _ => return None,
         };
         match self.method.as_str() {
@@ -185,6 +195,10 @@ impl Call {
                 let plural = "events";
                 let info = ResourceInfo { group, plural };
                 Some((info, Some(namespace), name.as_deref()))
+            }
+            Route::PortForward { namespace, pod } => {
+                let info = ResourceInfo { group: "", plural: "pods/portforward" };
+                Some((info, Some(namespace), Some(pod)))
             }
             Route::AccessReview => {
                 let group = "authorization.k8s.io";

@@ -1,11 +1,14 @@
 //! The state of the server, and how it answers a request.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::header::CONTENT_TYPE;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -16,6 +19,7 @@ use super::faults::{Behaviour, Verb};
 use super::info::ResourceInfo;
 use super::list;
 use super::objects::{Resource, Shape};
+use super::portforward;
 use super::request::{Call, RecordedRequest, Route};
 use super::stall::unstalled;
 use super::status::{ApiError, json_response};
@@ -32,6 +36,7 @@ pub(super) struct State {
     requests: Mutex<Vec<RecordedRequest>>,
     events: Mutex<Events>,
     authorities: Mutex<Option<Authorities>>,
+    forwards: Mutex<HashMap<(String, String), SocketAddr>>,
     pub(super) stall: watch::Sender<bool>,
     hold_event_writes: watch::Sender<bool>,
     hold_node_patches: watch::Sender<bool>,
@@ -47,6 +52,7 @@ impl State {
             requests: Mutex::default(),
             events: Mutex::default(),
             authorities: Mutex::new(authorities),
+            forwards: Mutex::default(),
             stall: watch::Sender::new(false),
             hold_event_writes: watch::Sender::new(false),
             hold_node_patches: watch::Sender::new(false),
@@ -73,6 +79,11 @@ impl State {
     /// The certificate authorities. `None` without TLS.
     pub(super) fn authorities(&self) -> MutexGuard<'_, Option<Authorities>> {
         lock(&self.authorities)
+    }
+
+    /// Where port-forwards to a pod are connected with, by namespace and name.
+    pub(super) fn forwards(&self) -> MutexGuard<'_, HashMap<(String, String), SocketAddr>> {
+        lock(&self.forwards)
     }
 
     pub(super) fn stall(&self, on: bool) {
@@ -111,7 +122,7 @@ impl State {
                 let document = discovery::document(&parts).ok_or_else(ApiError::unknown_path)?;
                 Ok(json_response(StatusCode::OK, &document))
             }
-            (Route::Unknown, _) => Err(ApiError::unknown_path()),
+            (Route::Unknown | Route::PortForward { .. }, _) => Err(ApiError::unknown_path()),
             (Route::AccessReview, Some(Verb::Create)) => self.review(call.json()?),
             (Route::Objects { resource, namespace, name }, Some(verb)) => {
                 self.objects(call, verb, *resource, namespace.as_deref(), name.as_deref())
@@ -148,6 +159,16 @@ impl State {
             return Err(ApiError::forbidden(USER, verb, info, namespace, name));
         }
         Ok(())
+    }
+
+    fn forward(&self, call: &Call, upgrade: OnUpgrade) -> Result<Response<Body>, ApiError> {
+        self.admit(call)?;
+        let Route::PortForward { namespace, pod } = &call.route else { return Err(ApiError::unknown_path()) };
+        let key = (namespace.clone(), pod.clone());
+        if self.store().get(Resource::Pods, &key).is_none() {
+            return Err(ApiError::not_found(Resource::Pods.info(), pod));
+        }
+        portforward::answer(call, upgrade, self.forwards().get(&key).copied())
     }
 
     fn objects(
@@ -241,7 +262,8 @@ impl State {
 }
 
 impl Handler for State {
-    async fn handle(self: Arc<Self>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(self: Arc<Self>, peer: Peer, mut request: Request<Incoming>) -> Response<Body> {
+        let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let body = match body.collect().await {
             Ok(body) => body.to_bytes(),
@@ -261,7 +283,10 @@ impl Handler for State {
         if matches!(call.route, Route::Objects { resource: Resource::Nodes, .. }) && call.verb == Some(Verb::Patch) {
             unstalled(&mut self.hold_node_patches.subscribe()).await;
         }
-        let answer = self.answer(&call);
+        let answer = match &call.route {
+            Route::PortForward { .. } => self.forward(&call, upgrade),
+            _ => self.answer(&call),
+        };
         answer.unwrap_or_else(|error| error.response())
     }
 }

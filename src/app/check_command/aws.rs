@@ -201,5 +201,6 @@ fn pod_with(role: &str) -> Pod {
         host_network: false,
         sandbox: Sandbox::default(),
         may_have_net_raw: false,
+        owner: None,
     }
 }

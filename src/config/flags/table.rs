@@ -8,6 +8,7 @@ pub const GROUPS: &[(&str, &[Flag])] = &[
     ("Roles", ROLES),
     ("Sessions", SESSIONS),
     ("Serving", SERVING),
+    ("Migration", MIGRATION),
     ("Packet rules", REDIRECT),
     ("Logs", LOGS),
 ];
@@ -122,6 +123,12 @@ const ROLES: &[Flag] = &[
         "Format of the patterns in that list: glob (only * is special) or regexp; both match whole ARNs",
     ),
 ];
+
+const MIGRATION: &[Flag] = &[switch(
+    "migrate",
+    "Serve what kube2iam would serve, except what rolegate never serves, and record for rolegate report what the settings \
+     would refuse: those given, and for the others the defaults of the shipped manifests",
+)];
 
 const SESSIONS: &[Flag] = &[
     value("session-duration", "DURATION", "1h", "Duration of STS sessions, 15m to 12h; above 1h, the role must allow it"),
@@ -348,6 +355,20 @@ const CHECK: &[Flag] = &[
     ),
     value("role", "ROLE", "", "Also assume this role once, for 15 minutes, and discard the credentials: an ARN or a short name"),
     value("format", "FORMAT", "text", "text or json"),
+];
+
+/// The flags that only `rolegate report` has, with the heading of them. It shares `--admin-url` with `rolegate explain`.
+pub const OF_REPORT: (&str, &[Flag]) = ("Only for rolegate report", REPORT);
+
+const REPORT: &[Flag] = &[
+    value("format", "FORMAT", "text", "text, json or csv"),
+    switch(
+        "all-nodes",
+        "Read the reports of all nodes through port-forwards of the Kubernetes API, and merge them; requires list of pods and \
+         create of pods/portforward in the daemons' namespace",
+    ),
+    value("daemon-namespace", "NAME", "kube-system", "With --all-nodes: the namespace of the daemons' pods"),
+    value("daemon-selector", "SELECTOR", "app.kubernetes.io/name=rolegate", "With --all-nodes: the label selector of the daemons' pods"),
 ];
 
 /// The flags that only `rolegate redirect` has, with the heading of them.

@@ -18,21 +18,7 @@ pub(in crate::config) fn pods(source: &mut SettingSource<'_>, redirect: &Redirec
     if !node.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')) {
         source.mistake("--node: expected a node name of letters, digits, - and .");
     }
-    let mut api = ApiConfig {
-        kubeconfig: source.text("kubeconfig").map(PathBuf::from),
-        server: source.text("api-server"),
-        token: source.text("api-token").map(SecretString::from),
-        insecure: source.switch("insecure"),
-    };
-    if api.server.as_ref().is_some_and(|url| {
-        url.contains('@') || url.parse::<http::Uri>().map_or(true, |uri| uri.scheme().is_none() || uri.authority().is_none())
-    }) {
-        source.mistake("--api-server: expected a URL such as https://10.0.0.1:6443");
-    }
-    if api.token.is_some() && api.server.is_none() {
-        source.warn("api-token-unused", "--api-token without --api-server has no effect, as in kube2iam; remove it, or give both");
-        api.token = None;
-    }
+    let api = api(source);
     PodsConfig {
         node,
         own_pod: OwnPodHints::read(source, &redirect.host_ips),
@@ -48,6 +34,26 @@ pub(in crate::config) fn pods(source: &mut SettingSource<'_>, redirect: &Redirec
         events: source.switch("events"),
         startup_taint: source.taint_key("startup-taint"),
     }
+}
+
+/// Reads how the Kubernetes API is reached.
+pub(in crate::config) fn api(source: &mut SettingSource<'_>) -> ApiConfig {
+    let mut api = ApiConfig {
+        kubeconfig: source.text("kubeconfig").map(PathBuf::from),
+        server: source.text("api-server"),
+        token: source.text("api-token").map(SecretString::from),
+        insecure: source.switch("insecure"),
+    };
+    if api.server.as_ref().is_some_and(|url| {
+        url.contains('@') || url.parse::<http::Uri>().map_or(true, |uri| uri.scheme().is_none() || uri.authority().is_none())
+    }) {
+        source.mistake("--api-server: expected a URL such as https://10.0.0.1:6443");
+    }
+    if api.token.is_some() && api.server.is_none() {
+        source.warn("api-token-unused", "--api-token without --api-server has no effect, as in kube2iam; remove it, or give both");
+        api.token = None;
+    }
+    api
 }
 
 fn max_staleness(source: &mut SettingSource<'_>) -> Option<Duration> {

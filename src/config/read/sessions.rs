@@ -6,7 +6,7 @@ use crate::config::session::{Placeholder, SessionScope, SessionTag, SessionTempl
 use crate::config::source::SettingSource;
 use crate::config::{
     DEFAULT_ERROR_TTL, DEFAULT_PREFETCH_SPREAD, DEFAULT_SESSION_DURATION, DEFAULT_STS_CONCURRENCY, DEFAULT_STS_RATE, DEFAULT_STS_RISE,
-    DEFAULT_STS_TIMEOUT, SessionsConfig,
+    DEFAULT_STS_TIMEOUT, SESSION_DURATIONS, SessionsConfig,
 };
 use crate::role::RoleArn;
 use crate::session_limits::{LONGEST_CHAINED, LONGEST_SDK_MARGIN};
@@ -15,8 +15,6 @@ use crate::session_limits::{LONGEST_CHAINED, LONGEST_SDK_MARGIN};
 const SHORTEST_ERROR_TTL: Duration = Duration::from_secs(1);
 /// What a request may wait for STS at least and at most.
 const STS_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
-/// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
-pub(crate) const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
 
 pub(in crate::config) fn sessions(source: &mut SettingSource<'_>) -> SessionsConfig {
     let mut duration = source.duration("session-duration", DEFAULT_SESSION_DURATION);

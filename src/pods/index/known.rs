@@ -65,6 +65,17 @@ pub struct Pod {
     pub sandbox: Sandbox,
     /// Whether one of its containers may have the capability `NET_RAW`: it is privileged, adds it, or does not drop it.
     pub may_have_net_raw: bool,
+    /// The object that manages the pod, if owners are read.
+    pub owner: Option<Box<PodOwner>>,
+}
+
+/// The object that manages a pod, as the pod's author or its controller wrote it: neither field is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodOwner {
+    /// The kind, such as `ReplicaSet`.
+    pub kind: Box<str>,
+    /// The name, in the namespace of the pod.
+    pub name: Box<str>,
 }
 
 /// What the API says about the network namespace of a pod. All times are from the node's clock, with a resolution of one second.
@@ -98,6 +109,7 @@ impl Pod {
             host_network: false,
             sandbox: Sandbox::default(),
             may_have_net_raw: false,
+            owner: None,
         }
     }
 

@@ -116,7 +116,7 @@ async fn watch_namespaces(watch: &PodWatch) {
 async fn watch_namespace(watch: &PodWatch, name: String) {
     let annotations = namespace_annotations(&watch.annotations);
     let fields = format!("metadata.name={name}");
-    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields, annotations };
+    let selection = Selection { resource: "namespaces", path: "/api/v1/namespaces".to_owned(), fields, annotations, owners: false };
     let mut latest = None;
     let take = |event: WatchEvent<'_, OnlyMetadata>| {
         match change(event, &name, &mut latest) {
@@ -154,7 +154,7 @@ async fn watch_service_accounts(watch: &PodWatch) {
 async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, String), forbidden: &Condition) {
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", encode(&namespace));
     let annotations = account_annotations(&watch.annotations);
-    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations };
+    let selection = Selection { resource: "serviceaccounts", path, fields: format!("metadata.name={name}"), annotations, owners: false };
     let mut latest = None;
     let take = |event: WatchEvent<'_, OnlyMetadata>| {
         // What is known about the account still holds; if nothing is known, its pods are refused. The request is retried.

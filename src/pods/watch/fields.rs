@@ -41,7 +41,12 @@ pub(super) fn metadata(annotations: &[Annotation]) -> JsonMember {
     let read = annotations.iter().map(|annotation| (annotation.key.clone(), annotation.longest));
     let all = read.chain([(INITIAL_EVENTS_END.to_owned(), MAX_TEXT)]);
     let annotations = all.map(|(key, longest)| JsonMember { key, field: Field::Scalar(longest), identifies: false }).collect();
-    let others = members([("deletionTimestamp", Field::text()), ("annotations", Field::Object(annotations))]);
+    let owner = Field::object([("kind", Field::text()), ("name", Field::text()), ("controller", Field::text())]);
+    let others = members([
+        ("deletionTimestamp", Field::text()),
+        ("annotations", Field::Object(annotations)),
+        ("ownerReferences", Field::array(owner)),
+    ]);
     let field = Field::Object(names().into_iter().chain(others).collect());
     JsonMember { key: "metadata".to_owned(), field, identifies: true }
 }

@@ -64,6 +64,8 @@ pub(super) struct Selection {
     pub(super) fields: String,
     /// The annotations that are used. The others are dropped as soon as an object is decoded.
     pub(super) annotations: Vec<Annotation>,
+    /// Whether the owners are used.
+    pub(super) owners: bool,
 }
 
 /// News of a selection.
@@ -458,7 +460,11 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
     /// Decodes an object of the selection, without the annotations that are not used.
     fn decode_lean(&mut self, object: &[u8], flaw: Option<UnreadableReason>) -> Result<T, Option<Box<ObjectMeta>>> {
         let mut object: T = self.decode(object, flaw)?;
-        object.metadata_mut().keep_annotations(&self.selection.annotations);
+        let metadata = object.metadata_mut();
+        metadata.keep_annotations(&self.selection.annotations);
+        if !self.selection.owners {
+            metadata.owner = None;
+        }
         Ok(object)
     }
 

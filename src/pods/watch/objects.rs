@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 
-use crate::pods::Sandbox;
+use crate::pods::{PodOwner, Sandbox};
 
 mod net_raw;
 
@@ -56,7 +56,7 @@ pub(super) fn page<T: Object>(annotations: &[Annotation]) -> Field {
     fields::page(T::members(annotations))
 }
 
-/// `metadata`, without managed fields, labels and owners.
+/// `metadata`, without managed fields and labels.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct ObjectMeta {
@@ -68,6 +68,18 @@ pub(super) struct ObjectMeta {
     #[serde(rename = "deletionTimestamp", deserialize_with = "claims_until")]
     pub(super) claims_until: Option<Timestamp>,
     annotations: Option<Annotations>,
+    /// The object that manages this one.
+    #[serde(rename = "ownerReferences", deserialize_with = "controller")]
+    pub(super) owner: Option<Box<PodOwner>>,
+}
+
+/// Finds the only owner that manages the object (Kubernetes documentation, "Owners and Dependents"). No decision depends on it, so
+/// one of an odd form counts as none.
+fn controller<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<PodOwner>>, D::Error> {
+    let owners = serde_json::Value::deserialize(deserializer)?;
+    let owner = owners.as_array().into_iter().flatten().find(|owner| owner["controller"] == true);
+    let text = |field: &str| owner?[field].as_str().map(Box::from);
+    Ok(text("kind").zip(text("name")).map(|(kind, name)| Box::new(PodOwner { kind, name })))
 }
 
 /// Computes the end from `metadata.deletionTimestamp`, which is the end of the grace period. An invalid time counts as long

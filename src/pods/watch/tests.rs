@@ -82,7 +82,7 @@ fn put(api: &KubeApi, pod: PodBuilder) {
     api.apply(Resource::Pods, pod.node("node-a").build());
 }
 
-const ACCOUNTS: Needs = Needs { namespaces: false, service_accounts: true };
+const ACCOUNTS: Needs = Needs { namespaces: false, service_accounts: true, owners: false };
 
 #[tokio::test]
 async fn service_accounts_are_read_for_pods_without_a_role() {
@@ -158,12 +158,24 @@ async fn newly_forbidden_service_accounts_stay_known_and_block_no_others() {
 }
 
 #[tokio::test]
+async fn owners_come_with_pods_where_they_are_needed() {
+    for owners in [false, true] {
+        let api = lab();
+        put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2").owner("StatefulSet", "web"));
+        let running = run(api, Needs { owners, ..Needs::default() }).await;
+        running.context("10.42.0.2", |_| true).await;
+        let Lookup::Found(pod, _) = running.pods.by_ip("10.42.0.2".parse().unwrap()) else { panic!("it is known") };
+        assert_eq!(pod.owner.as_ref().map(|owner| (&*owner.kind, &*owner.name)), owners.then_some(("StatefulSet", "web")));
+    }
+}
+
+#[tokio::test]
 async fn namespaces_are_known_with_both_of_their_lists() {
     let api = lab();
     let annotations = [("iam.amazonaws.com/allowed-roles", "[]"), ("iam.amazonaws.com/permitted", ".*")];
     api.apply(Resource::Namespaces, namespace("shop", &annotations));
     put(&api, PodBuilder::new("shop", "web").ip("10.42.0.2"));
-    let running = run(api, Needs { namespaces: true, service_accounts: false }).await;
+    let running = run(api, Needs { namespaces: true, ..Needs::default() }).await;
     let known = running.context("10.42.0.2", |context| context.namespace.is_some()).await.namespace.unwrap();
     assert_eq!((known.allowed_roles.as_deref(), known.permitted.as_deref()), (Some("[]"), Some(".*")));
     // A repeated earlier state does not replace the current one.
@@ -411,7 +423,7 @@ async fn the_context_of_deleted_pods_is_not_used_for_the_next() {
     api.apply(Resource::Namespaces, namespace("shop", &role));
     api.apply(Resource::ServiceAccounts, service_account("shop", "seller", &role));
     put(&api, pod("web", "10.42.0.2"));
-    let running = run(api, Needs { namespaces: true, service_accounts: true }).await;
+    let running = run(api, Needs { namespaces: true, service_accounts: true, owners: false }).await;
     running.context("10.42.0.2", |context| context.namespace.is_some() && context.service_account.is_some()).await;
     // While no pod needs them, they are not watched and may change in any way.
     running.api.delete(Resource::Pods, Some("shop"), "web");

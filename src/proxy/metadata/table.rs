@@ -14,6 +14,21 @@ pub enum Set {
     NodeInfo,
 }
 
+impl Set {
+    /// Returns the name of the profile that adds this set.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::NodeInfo => "node-info",
+        }
+    }
+
+    /// Whether a path could be a value of this set, or a directory on the way to one.
+    pub(crate) fn has(self, path: &str) -> bool {
+        GROUPS.iter().any(|group| group.set == self && group.has(path))
+    }
+}
+
 /// Values that are read together.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -168,7 +183,40 @@ pub(in crate::proxy) fn set_of(path: &str) -> Option<Set> {
     GROUPS.iter().filter(|group| group.has(path)).map(|group| group.set).min()
 }
 
+/// Returns the set of a path, and its name in reports: a leaf of the table, or a directory with a closing slash. Names that only
+/// the real service knows are written as `*`, so that nothing of a client's text is in it.
+pub(crate) fn name_of(path: &str) -> Option<(Set, String)> {
+    GROUPS.iter().find_map(|group| Some((group.set, group.name_of(path)?)))
+}
+
+impl Interface {
+    fn name_of(&self, path: &str) -> String {
+        let (first, below) = path.split_once('/').map_or((path, None), |(first, rest)| (first, Some(rest)));
+        let leaf = self.leaves.iter().find(|leaf| **leaf == path).map(|leaf| (*leaf).to_owned());
+        let directory = self.by_address.iter().find(|directory| **directory == first);
+        leaf.or_else(|| directory.map(|directory| format!("{directory}/{}", if below.is_some() { "*" } else { "" })))
+            .unwrap_or_else(|| "*".to_owned())
+    }
+}
+
 impl Group {
+    fn name_of(&self, path: &str) -> Option<String> {
+        if self.leaves.contains(&path) {
+            return Some(path.to_owned());
+        }
+        let leads = |to: &str| is_in(to, path);
+        if self.leaves.iter().any(|leaf| leads(leaf)) || self.trees.iter().any(|tree| leads(tree.path)) {
+            return Some(format!("{path}/"));
+        }
+        let tree = self.trees.iter().find(|tree| is_in(path, tree.path))?;
+        let below = path[tree.path.len()..].trim_start_matches('/').split_once('/');
+        Some(match (&tree.names, below) {
+            (Names::Leaves, _) => format!("{}/*", tree.path),
+            (Names::Interfaces(_), None) => format!("{}/*/", tree.path),
+            (Names::Interfaces(interface), Some((_, rest))) => format!("{}/*/{}", tree.path, interface.name_of(rest)),
+        })
+    }
+
     /// Whether a path could be a value of this group, or a directory on the way to one.
     pub(super) fn has(&self, path: &str) -> bool {
         let leads = |to: &str| is_in(to, path);

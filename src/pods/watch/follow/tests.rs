@@ -84,7 +84,7 @@ async fn following(api: KubeApi) -> Following {
 async fn following_at(api: KubeApi, url: String) -> Following {
     let client = client::connect(&ApiConfig { server: Some(url), ..ApiConfig::default() }).await.unwrap();
     let (path, fields, annotations) = ("/api/v1/pods".to_owned(), "spec.nodeName=node-a".to_owned(), vec![Annotation::new("role", 2048)]);
-    let selection = Selection { resource: "pods", path, fields, annotations };
+    let selection = Selection { resource: "pods", path, fields, annotations, owners: false };
     let (metrics, (tell, told)) = (Metrics::new(), mpsc::unbounded_channel());
     let running = tokio::spawn({
         let metrics = metrics.clone();

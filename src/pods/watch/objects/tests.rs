@@ -162,6 +162,28 @@ async fn the_operator_chooses_the_annotations() {
 }
 
 #[tokio::test]
+async fn the_controller_of_a_pod_is_kept_only_if_it_is_needed() {
+    let mut watch = watch().await;
+    let object = |owners: Value| {
+        let mut object = PodBuilder::new("team", "web-1").uid("uid-1").build();
+        object["metadata"]["ownerReferences"] = owners;
+        object
+    };
+    let controller = json!({ "kind": "StatefulSet", "name": "web", "controller": true });
+    let both = json!([{ "kind": "Other", "name": "x" }, controller]);
+    assert_eq!(watch.pod(decode(object(both.clone()))).unwrap().0.owner, None);
+    watch.needs.owners = true;
+    let owner_of = |owners: Value| watch.pod(decode(object(owners))).unwrap().0.owner;
+    let wanted = PodOwner { kind: "StatefulSet".into(), name: "web".into() };
+    assert_eq!(owner_of(both), Some(Box::new(wanted)));
+    let odd =
+        [json!(null), json!([]), json!("x"), json!([7]), json!([{ "kind": "Set", "controller": true }]), json!([{ "controller": "true" }])];
+    for odd in odd {
+        assert_eq!(owner_of(odd.clone()), None, "{odd}");
+    }
+}
+
+#[tokio::test]
 async fn an_invalid_address_is_omitted() {
     let watch = watch().await;
     let told = |given: &[&str]| {

@@ -1,0 +1,274 @@
+//! Makes the report of one node: what requests showed, and what the known pods and namespaces say now.
+//!
+//! What the objects decide is decided again for each report, so that a finding is gone when its cause is gone: an annotation that
+//! was added, or a role that was changed. What clients do is kept with the time of the last request.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ledger::{Noted, Tally};
+use super::merge::annotation_value;
+use super::recorder::{Recorder, role_text};
+use super::workload::Workload;
+use super::{Finding, FindingKind, MigrationReport, REPORT_VERSION, ReportedNamespace, ReportedNode, ReportedSettings, ReportedWorkload};
+use crate::advice::Advise as _;
+use crate::config::{PatternFormat, StrictSettings};
+use crate::pods::{Namespace, Pod, PodContext, Pods};
+use crate::policy::denial::NamespaceList;
+use crate::policy::{Decision, Denial, Policy};
+use crate::role::RoleArn;
+
+/// Makes reports by one policy and one set of pods.
+pub(crate) struct MigrationReporter {
+    /// The node of the pods.
+    pub(crate) node: String,
+    /// What requests showed.
+    pub(crate) recorder: Recorder,
+    /// The known pods.
+    pub(crate) pods: Pods,
+    /// The policy, whose restrictions are not enforced.
+    pub(crate) policy: Arc<Policy>,
+    /// The settings that decide what is a finding.
+    pub(crate) strict: StrictSettings,
+    /// The key of the annotation with the list of allowed roles.
+    pub(crate) allowed_roles: String,
+    /// The format of the patterns in that list.
+    pub(crate) patterns: PatternFormat,
+}
+
+impl fmt::Debug for MigrationReporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MigrationReporter").field("node", &self.node).field("strict", &self.strict).finish_non_exhaustive()
+    }
+}
+
+/// A finding before it is counted.
+type Key = (FindingKind, String, &'static str);
+
+/// The findings of a report that is being made.
+#[derive(Default)]
+struct Draft {
+    workloads: BTreeMap<Workload, BTreeMap<Key, Counted>>,
+    /// The roles to allow, by namespace.
+    missing: BTreeMap<Box<str>, BTreeSet<String>>,
+}
+
+#[derive(Default)]
+struct Counted {
+    count: u64,
+    last: Option<Duration>,
+    advice: String,
+}
+
+impl Draft {
+    fn add(&mut self, workload: &Workload, key: Key, advice: impl FnOnce() -> String) {
+        self.count(workload, key, advice, 0, None);
+    }
+
+    fn count(&mut self, workload: &Workload, key: Key, advice: impl FnOnce() -> String, count: u64, last: Option<Duration>) {
+        let findings = self.workloads.entry(workload.clone()).or_default();
+        let counted = findings.entry(key).or_insert_with(|| Counted { advice: advice(), ..Counted::default() });
+        counted.count += count;
+        counted.last = counted.last.max(last);
+    }
+
+    /// Adds the requests to a finding that the objects show. Without that finding, its cause is gone.
+    fn confirm(&mut self, workload: &Workload, key: &Key, tally: &Tally) {
+        if let Some(counted) = self.workloads.get_mut(workload).and_then(|findings| findings.get_mut(key)) {
+            counted.count += tally.count;
+            counted.last = counted.last.max(Some(tally.last));
+        }
+    }
+
+    fn allow(&mut self, workload: &Workload, role: &str) {
+        self.missing.entry(workload.namespace.clone()).or_default().insert(role.to_owned());
+    }
+}
+
+impl MigrationReporter {
+    /// Returns the report of this node.
+    pub(crate) fn report(&self) -> MigrationReport {
+        let (found, left_out, recorded) = self.recorder.found();
+        let mut draft = Draft::default();
+        let here = self.look_at_pods(&mut draft);
+        for (workload, tallies) in &found {
+            for tally in tallies {
+                self.look_at_requests(workload, tally, here.contains(workload), &mut draft);
+            }
+        }
+        let Draft { workloads, missing } = draft;
+        let namespaces = missing.into_iter().map(|(namespace, roles)| self.namespace(&namespace, roles)).collect();
+        let workloads = workloads.into_iter().map(|(Workload { namespace, kind, name }, findings)| {
+            let findings = findings.into_iter().map(|((finding, subject, reason), Counted { count, last, advice })| {
+                let last_seen_seconds = last.map(|last| recorded.saturating_sub(last).as_secs());
+                Finding { finding, subject, reason: reason.to_owned(), count, last_seen_seconds, advice }
+            });
+            ReportedWorkload { namespace: namespace.into(), kind: kind.into(), name: name.into(), findings: findings.collect() }
+        });
+        MigrationReport {
+            version: REPORT_VERSION,
+            nodes: vec![ReportedNode { node: self.node.clone(), recorded_seconds: recorded.as_secs(), error: None }],
+            strict: Some(ReportedSettings::of(&self.strict)),
+            left_out,
+            namespaces,
+            workloads: workloads.collect(),
+        }
+    }
+
+    /// Returns the number of workloads with a finding, by kind and namespace, for the namespaces with pods here.
+    pub(crate) fn counts(&self) -> Vec<(&'static str, String, usize)> {
+        let here = self.pods.namespaces();
+        let mut counts: BTreeMap<(FindingKind, String), usize> = BTreeMap::new();
+        for workload in self.report().workloads.into_iter().filter(|workload| here.contains(&workload.namespace)) {
+            let kinds: BTreeSet<_> = workload.findings.iter().map(|finding| finding.finding).collect();
+            for kind in kinds {
+                *counts.entry((kind, workload.namespace.clone())).or_default() += 1;
+            }
+        }
+        counts.into_iter().map(|((kind, namespace), count)| (kind.name(), namespace, count)).collect()
+    }
+
+    /// Adds what the known pods show without a request. Returns their workloads.
+    fn look_at_pods(&self, draft: &mut Draft) -> BTreeSet<Workload> {
+        for pod in self.pods.all().iter().filter(|pod| pod.host_network && !pod.finished && pod.role.is_some()) {
+            let role = role_text(pod, self.policy.named_role(pod, &PodContext::default()));
+            draft.add(&self.workload(pod), (FindingKind::HostNetwork, role, "host-network"), || ON_HOST_NETWORK.to_owned());
+        }
+        let mut here = BTreeSet::new();
+        for (pod, context) in self.pods.that_may_ask().1 {
+            let workload = self.workload(&pod);
+            match self.policy.decide(&pod, &context) {
+                Decision::Allow { request, audit: Some(denial) } if !denial.may_pass() => {
+                    let role = request.role().to_string();
+                    draft.add(&workload, (FindingKind::Role, role.clone(), denial.name()), || self.advice_of_namespace(denial));
+                    draft.allow(&workload, &role);
+                }
+                // Most pods use no role.
+                Decision::Allow { .. } | Decision::Deny(Denial::NoRole) => {}
+                Decision::Deny(denial) if denial.may_pass() => {}
+                Decision::Deny(denial) => {
+                    let role = role_text(&pod, self.policy.named_role(&pod, &context));
+                    draft.add(&workload, (FindingKind::Refused, role, denial.name()), || denial.with_advice());
+                }
+            }
+            here.insert(workload);
+        }
+        here
+    }
+
+    /// Adds what the requests of a workload showed. `here` says whether the workload has pods now.
+    fn look_at_requests(&self, workload: &Workload, tally: &Tally, here: bool, draft: &mut Draft) {
+        let subject = tally.subject.to_string();
+        let (key, advice) = match tally.noted {
+            Noted::WithoutToken => ((FindingKind::Imdsv1, subject, "no-token"), NEEDS_TOKENS.to_owned()),
+            Noted::Metadata(set) => ((FindingKind::Metadata, subject, set), advice_of_set(set).to_owned()),
+            Noted::Refused(reason) => ((FindingKind::Refused, subject, reason), advice_of_refusal(reason).to_owned()),
+            // The node's own role is not given to pods. kube2iam did so.
+            Noted::Denied(Denial::NoRole) if !self.strict.node_role_withheld => return,
+            Noted::Denied(Denial::NoRole) => ((FindingKind::Refused, subject, Denial::NoRole.name()), WITHOUT_ROLE.to_owned()),
+            Noted::Denied(denial) if here => return draft.confirm(workload, &(FindingKind::Refused, subject, denial.name()), tally),
+            Noted::Denied(denial) => ((FindingKind::Refused, subject, denial.name()), denial.with_advice()),
+            Noted::Role(denial) if here => {
+                let now = self.denial_now(workload, &subject).unwrap_or(denial);
+                return draft.confirm(workload, &(FindingKind::Role, subject, now.name()), tally);
+            }
+            // No pod says which role it would be now, and the list of the namespace may have changed.
+            Noted::Role(denial) => {
+                let namespace = self.pods.namespace(&workload.namespace);
+                let now = namespace.and_then(|namespace| self.check(&subject, &namespace));
+                let Err(denial) = now.unwrap_or(Err(denial)) else { return };
+                if subject.parse::<RoleArn>().is_ok() {
+                    draft.allow(workload, &subject);
+                }
+                ((FindingKind::Role, subject, denial.name()), self.advice_of_namespace(denial))
+            }
+        };
+        draft.count(workload, key, || advice, tally.count, Some(tally.last));
+    }
+
+    fn denial_now(&self, workload: &Workload, role: &str) -> Option<Denial> {
+        self.check(role, &*self.pods.namespace(&workload.namespace)?)?.err()
+    }
+
+    fn check(&self, role: &str, namespace: &Namespace) -> Option<Result<(), Denial>> {
+        Some(self.policy.check_namespace(&role.parse().ok()?, Some(namespace)))
+    }
+
+    fn workload(&self, pod: &Pod) -> Workload {
+        Workload::of(pod, &self.node)
+    }
+
+    /// Returns the pattern that matches exactly this role.
+    fn pattern(&self, role: &str) -> String {
+        match self.patterns {
+            // An ARN has no star.
+            PatternFormat::Glob => role.to_owned(),
+            PatternFormat::Regexp => regex::escape(role),
+        }
+    }
+
+    fn namespace(&self, name: &str, roles: BTreeSet<String>) -> ReportedNamespace {
+        let namespace = self.pods.namespace(name);
+        let list = namespace.as_ref().and_then(|namespace| namespace.allowed_roles.as_deref());
+        let mut existing = list.and_then(|list| serde_json::from_str::<Vec<String>>(list).ok());
+        let check = namespace.as_deref().map(|namespace| {
+            let role = roles.first().and_then(|role| role.parse().ok());
+            role.map_or(Ok(()), |role| self.policy.check_namespace(&role, Some(namespace)))
+        });
+        let note = match (&namespace, check) {
+            (None, _) => Some("the namespace has no pods here now, so its annotation is not known: keep the patterns that it has"),
+            (_, Some(Err(Denial::BadNamespaceList(NamespaceList::Permitted, _)))) => {
+                Some("the permitted annotation is not valid, and nothing is allowed until it is corrected or removed")
+            }
+            (_, Some(Err(Denial::BadNamespaceList(NamespaceList::Allowed, _)))) => {
+                existing = None;
+                Some("the annotation is not valid, so this value replaces it; check it for roles that other pods use")
+            }
+            _ => None,
+        };
+        let missing: Vec<_> = roles.iter().map(|role| self.pattern(role)).collect();
+        ReportedNamespace {
+            name: name.to_owned(),
+            annotation: self.allowed_roles.clone(),
+            value: annotation_value(existing.as_deref(), &missing),
+            existing,
+            missing,
+            note: note.map(str::to_owned),
+        }
+    }
+
+    fn advice_of_namespace(&self, denial: Denial) -> String {
+        match denial {
+            Denial::BadNamespaceList(..) => denial.with_advice(),
+            _ => format!("if pods of the namespace may have the role, add it to the annotation {} of the namespace", self.allowed_roles),
+        }
+    }
+}
+
+const NEEDS_TOKENS: &str = "update the client or its SDK to a version that uses IMDSv2; until then, keep --imds-tokens=optional";
+const ON_HOST_NETWORK: &str = "rolegate cannot identify pods in the host's network: remove hostNetwork, or give the pod credentials in \
+                               another way";
+const WITHOUT_ROLE: &str = "kube2iam gave this pod the node's role, and rolegate does not: name a role in the annotation of the pod, or \
+                            give --default-role; if the pod only looks for a role, nothing has to be done";
+
+fn advice_of_set(set: &str) -> &'static str {
+    match set {
+        "node-info" => "if its pods may read this, add the namespace to --node-info-namespaces",
+        _ => "if pods may read this, use --metadata-profile=base",
+    }
+}
+
+fn advice_of_refusal(reason: &str) -> &'static str {
+    match reason {
+        "path" => "rolegate never serves this path: give the pod what it needs in another way, such as a ConfigMap or a Secret",
+        "other-role" => "configure the client to use the role that rolegate lists",
+        "ambiguous-pod" | "unreadable-pod" => "see the log line with the event request-refused",
+        "host" => "send requests to 169.254.169.254, with that name",
+        "forwarded" => "send requests directly, not through a proxy",
+        "token-version" => "request tokens at /latest/api/token",
+        "method" | "malformed" => "no metadata client sends such requests; find out what in the pod does",
+        _ => "see the log line with the event identity-objection",
+    }
+}
