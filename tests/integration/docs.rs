@@ -630,6 +630,21 @@ fn the_manifest_disables_service_environment_variables() {
 }
 
 #[test]
+fn paths_of_code_in_the_documents_exist() {
+    let mut seen = 0;
+    for document in documents().iter().filter(|document| *document != "CHANGELOG.md") {
+        for code in read(document).split('`').skip(1).step_by(2) {
+            let is_path = code.contains('/') && !code.contains([' ', '*', '$', '{']);
+            if is_path && ["src/", "tests/", "lab/", "benches/", "scripts/", "daemonset/"].iter().any(|top| code.starts_with(top)) {
+                assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(code).exists(), "{document} names {code}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20, "{seen} paths");
+}
+
+#[test]
 fn every_decision_is_in_the_index() {
     let index = read("docs/decisions/README.md");
     let records = documents().into_iter().filter_map(|file| file.strip_prefix("docs/decisions/").map(str::to_owned));
