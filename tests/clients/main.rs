@@ -9,6 +9,7 @@ mod bed;
 mod bytes;
 mod kit;
 mod moto;
+mod recovery;
 mod rust_client;
 mod small;
 mod tokens;
@@ -30,6 +31,11 @@ fn boto3_gets_the_role_of_its_pod() {
 #[test]
 fn the_aws_cli_gets_the_role_of_its_pod() {
     check("python", "Unable to locate credentials", |bed, ns| run(bed, ns, "awscli"));
+}
+
+#[test]
+fn the_sdk_for_go_v1_gets_the_role_of_its_pod() {
+    check("go", "EC2MetadataError: failed to make EC2Metadata request", |bed, ns| run(bed, ns, "go-v1"));
 }
 
 #[test]
