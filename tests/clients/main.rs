@@ -9,6 +9,7 @@ mod bed;
 mod bytes;
 mod kit;
 mod moto;
+mod pollers;
 mod recovery;
 mod rust_client;
 mod small;
