@@ -7,6 +7,7 @@
 
 mod bed;
 mod bytes;
+mod forms;
 mod kit;
 mod moto;
 mod pollers;
