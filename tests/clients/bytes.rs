@@ -4,7 +4,7 @@ use rolegate_lab::imds::{Imds, NODE_IDENTITY_SECRET, NODE_ROLE_NAME, NODE_SECRET
 use rolegate_lab::node::{Netns, Node, available_or_skip};
 use rolegate_lab::player::{PlayLimits, Transcript, play};
 
-use crate::bed::{Bed, LIST, METADATA, PATIENCE, token};
+use crate::bed::{Bed, LIST, METADATA, PATIENCE, assert_untouched, token};
 
 /// The contents of the metadata service, and ways to request them that have got past proxies in front of it. `{NODE}`, `{OWN}`
 /// and `{OTHER}` are the roles of the node, of the requesting pod and of another pod.
@@ -120,7 +120,7 @@ fn no_byte_that_a_pod_gets_is_from_the_node() {
             assert!(text.contains(&session.secret_access_key), "{pod:?}: {text}");
         }
     }
-    bed.assert_metadata_service_untouched();
+    assert_untouched(&bed.imds);
 }
 
 /// The search finds what it looks for: without the daemon, the same requests return all of it.

@@ -9,7 +9,7 @@
 #                         target/clients of this repository)
 #   ROLEGATE_NO_SKIPS=1   exit 1 if anything was skipped; otherwise the exit status is 0.
 #
-# Versions are pinned in python/requirements.txt, node/package-lock.json, go/go.sum and java/pom.xml. A kit
+# Versions are pinned in python/*.txt, node/package-lock.json, go/go.sum and java/pom.xml. A kit
 # (one language) whose inputs have not changed since it was installed is left as it is. Concurrent runs wait
 # for each other. The log of a kit is <kit>.log in the directory.
 set -euo pipefail
@@ -21,13 +21,15 @@ mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 time_limit_seconds=300 # for each command of a kit
 
-kits=(python node go java)
-declare -A clients=([python]='boto3 awscli moto' [node]=node [go]=go [java]=java)
-declare -A programs=([python]=python3 [node]='node npm' [go]=go [java]='java javac mvn')
+kits=(python native node go java)
+declare -A clients=([python]='boto3 awscli requests moto' [native]='pyarrow crt crt-old' [node]='node node-http undici'
+    [go]='go go-v1 go-http' [java]=java)
+declare -A programs=([python]=python3 [native]=python3 [node]='node npm' [go]=go [java]='java javac mvn')
 declare -A inputs=(
     [python]='python/requirements.txt'
-    [node]='node/package.json node/package-lock.json node/client.mjs'
-    [go]='go/go.mod go/go.sum go/main.go'
+    [native]='python/native-old.txt python/native-new.txt'
+    [node]='node/package.json node/package-lock.json node/client.mjs node/poll.mjs'
+    [go]='go/go.mod go/go.sum go/main.go go/poll.go go/v1.go'
     [java]='java/pom.xml java/Client.java'
 )
 
@@ -43,8 +45,18 @@ install_python() {
         --cache-dir "$dir/cache/python" --only-binary :all: --no-deps -r "$here/python/requirements.txt"
 }
 
+# Two versions of a package need two directories.
+install_native() {
+    local age
+    bounded python3 -m venv "$1/venv"
+    for age in old new; do
+        bounded "$1/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --retries 2 \
+            --cache-dir "$dir/cache/python" --only-binary :all: --no-deps --target "$1/$age" -r "$here/python/native-$age.txt"
+    done
+}
+
 install_node() {
-    cp "$here"/node/{package.json,package-lock.json,client.mjs} "$1"
+    cp "$here"/node/{package.json,package-lock.json,client.mjs,poll.mjs} "$1"
     cd "$1"
     bounded npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --cache "$dir/cache/node" \
         --fetch-retries 2 --fetch-retry-mintimeout 1000 --fetch-retry-maxtimeout 5000

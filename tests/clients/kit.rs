@@ -14,6 +14,11 @@ pub(crate) const REGION: &str = "eu-central-1";
 /// A time limit in case a client does not end by itself within 30 s.
 const TIME_LIMIT: [&str; 3] = ["-k", "2", "60"];
 
+/// Returns the path of run.sh.
+pub(crate) fn run_script() -> String {
+    format!("{SOURCES}/run.sh")
+}
+
 /// Returns the directory of the programs.
 pub(crate) fn directory() -> PathBuf {
     std::env::var_os("ROLEGATE_CLIENTS_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)

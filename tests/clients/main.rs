@@ -7,9 +7,13 @@
 
 mod bed;
 mod bytes;
+mod forms;
 mod kit;
 mod moto;
+mod pollers;
+mod recovery;
 mod rust_client;
+mod small;
 mod tokens;
 
 use std::process::Output;
@@ -29,6 +33,11 @@ fn boto3_gets_the_role_of_its_pod() {
 #[test]
 fn the_aws_cli_gets_the_role_of_its_pod() {
     check("python", "Unable to locate credentials", |bed, ns| run(bed, ns, "awscli"));
+}
+
+#[test]
+fn the_sdk_for_go_v1_gets_the_role_of_its_pod() {
+    check("go", "EC2MetadataError: failed to make EC2Metadata request", |bed, ns| run(bed, ns, "go-v1"));
 }
 
 #[test]
@@ -54,7 +63,7 @@ fn the_sdk_for_rust_gets_the_role_of_its_pod() {
 }
 
 fn run(bed: &Bed, ns: &Netns, client: &str) -> Output {
-    kit::run(ns, bed.home(), &Moto::url(), &format!("{}/run.sh", kit::SOURCES), &[client])
+    kit::run(ns, bed.home(), &Moto::url(), &kit::run_script(), &[client])
 }
 
 /// Checks that each pod with a role has a session of that role, named after the pod, and that the pod without a role has none:
@@ -80,7 +89,7 @@ fn check(kit: &str, words_without_credentials: &str, run: impl Fn(&Bed, &Netns) 
     let answer = answer(&bed, bed.without_role.ns(), 3, &run);
     let detail = answer["detail"].as_str().unwrap_or_default();
     assert!(answer["error"] == "no-credentials" && detail.contains(words_without_credentials), "{answer}");
-    bed.assert_metadata_service_untouched();
+    bed::assert_untouched(&bed.imds);
 }
 
 /// Returns the client's line of JSON.

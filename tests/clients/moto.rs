@@ -43,7 +43,7 @@ pub(crate) struct Issued {
 impl Moto {
     /// Starts moto with these roles.
     pub(crate) fn start(node: &Node, roles: &[&str]) -> Moto {
-        let mut command = kit::command(node.ns(), &format!("{}/run.sh", kit::SOURCES));
+        let mut command = kit::command(node.ns(), &kit::run_script());
         command.args(["moto", "-H", &NODE_IP.to_string(), "-p", &PORT.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().unwrap();
         let mut moto = Moto { process, node_access_key_id: String::new(), node_secret_access_key: String::new() };

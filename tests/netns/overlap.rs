@@ -205,7 +205,7 @@ fn the_socket_of_another_network_is_not_taken_over() {
     elsewhere.log_has("handover-offered");
     let daemon = state.start(&bed, "iptables", 1);
     daemon.log_has("handover-take-failed");
-    assert!(daemon.daemon.log().contains("it is of another network"), "{}", daemon.daemon.log());
+    assert!(daemon.daemon.log().contains("another network namespace"), "{}", daemon.daemon.log());
     daemon.wait_offered();
     bed.assert_served(&pod, METADATA);
 }

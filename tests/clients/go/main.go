@@ -1,7 +1,8 @@
-// The AWS SDK for Go v2: the default credential chain, then GetCallerIdentity with its credentials.
+// The AWS SDKs for Go, and net/http. The arguments are those of run.sh.
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,12 +14,16 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 )
 
 const timeLimit = 25 * time.Second
 
-type session struct {
+// client is the name of the client that run.sh was asked for.
+var client = os.Args[1]
+
+type identified struct {
 	Client             string  `json:"client"`
 	AccessKeyID        string  `json:"access_key_id"`
 	SessionTokenSHA256 string  `json:"session_token_sha256"`
@@ -43,10 +48,29 @@ func finish(status int, answer any) {
 }
 
 func fail(status int, kind string, err error) {
-	finish(status, failure{"go", kind, strings.Join(strings.Fields(err.Error()), " ")})
+	finish(status, failure{client, kind, strings.Join(strings.Fields(err.Error()), " ")})
 }
 
 func main() {
+	arguments := os.Args[2:]
+	switch {
+	case client == "go-http" && arguments[0] == "poll":
+		finish(0, newPoller().poll(arguments[1], arguments[2], arguments[3:]))
+	case client == "go-http":
+		finish(0, newPoller().chunked(arguments[1]))
+	case client == "go-v1" && len(arguments) > 0:
+		answerEachLine(askV1())
+	case client == "go-v1":
+		runV1()
+	case len(arguments) > 0:
+		answerEachLine(askV2())
+	default:
+		runV2()
+	}
+}
+
+// runV2 is the AWS SDK for Go v2: the default credential chain, then GetCallerIdentity with its credentials.
+func runV2() {
 	ctx, cancel := context.WithTimeout(context.Background(), timeLimit)
 	defer cancel()
 
@@ -63,10 +87,10 @@ func main() {
 	}
 
 	// cfg.Credentials caches: the request is signed with the credentials just read.
-	client := sts.NewFromConfig(cfg, func(options *sts.Options) {
+	service := sts.NewFromConfig(cfg, func(options *sts.Options) {
 		options.BaseEndpoint = aws.String(os.Getenv("STS_ENDPOINT"))
 	})
-	identity, err := client.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	identity, err := service.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
 	if err != nil {
 		fail(4, "other", err)
 	}
@@ -75,13 +99,46 @@ func main() {
 	if credentials.CanExpire {
 		expiration = aws.String(credentials.Expires.UTC().Format(time.RFC3339))
 	}
-	token := sha256.Sum256([]byte(credentials.SessionToken))
-	finish(0, session{
-		Client:             "go",
+	finish(0, identified{
+		Client:             client,
 		AccessKeyID:        credentials.AccessKeyID,
-		SessionTokenSHA256: hex.EncodeToString(token[:]),
+		SessionTokenSHA256: sha256Hex(credentials.SessionToken),
 		Expiration:         expiration,
 		Account:            aws.ToString(identity.Account),
 		ARN:                aws.ToString(identity.Arn),
 	})
+}
+
+// askV2 returns a function that reads credentials with one client, and so with one token.
+func askV2() func() (string, error) {
+	provider := ec2rolecreds.New()
+	return func() (string, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), timeLimit)
+		defer cancel()
+		value, err := provider.Retrieve(ctx)
+		return value.AccessKeyID, err
+	}
+}
+
+// answerEachLine is the mode `ask`: for each line of standard input, it prints the access key ID or the error.
+func answerEachLine(ask func() (string, error)) {
+	lines := bufio.NewScanner(os.Stdin)
+	encoder := json.NewEncoder(os.Stdout)
+	for lines.Scan() {
+		answer := map[string]string{}
+		if accessKeyID, err := ask(); err != nil {
+			answer["error"] = err.Error()
+		} else {
+			answer["access_key_id"] = accessKeyID
+		}
+		if err := encoder.Encode(answer); err != nil {
+			os.Exit(4)
+		}
+	}
+	os.Exit(0)
+}
+
+func sha256Hex(text string) string {
+	digest := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(digest[:])
 }

@@ -1,3 +1,5 @@
+import java.io.BufferedReader;
+import java.io.InputStreamReader;
 import java.net.URI;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
@@ -13,11 +15,18 @@ import software.amazon.awssdk.regions.Region;
 import software.amazon.awssdk.services.sts.StsClient;
 import software.amazon.awssdk.services.sts.model.GetCallerIdentityResponse;
 
-/** The AWS SDK for Java v2: InstanceProfileCredentialsProvider, then GetCallerIdentity with its credentials. */
+/**
+ * The AWS SDK for Java v2: InstanceProfileCredentialsProvider, then GetCallerIdentity with its credentials. With the argument
+ * `ask`, it only gets credentials, once for each line of standard input.
+ */
 public final class Client {
     private static final int TIME_LIMIT_SECONDS = 25;
 
-    public static void main(String[] arguments) {
+    public static void main(String[] arguments) throws Exception {
+        if (arguments.length > 0) {
+            answerEachLine();
+            Runtime.getRuntime().halt(0);
+        }
         Thread watchdog = new Thread(() -> {
             try {
                 Thread.sleep(TIME_LIMIT_SECONDS * 1000L);
@@ -66,6 +75,18 @@ public final class Client {
                 + expiration.map(at -> json(at.truncatedTo(ChronoUnit.SECONDS).toString())).orElse("null")
                 + ",\"account\":" + json(identity.account())
                 + ",\"arn\":" + json(identity.arn()));
+    }
+
+    private static void answerEachLine() throws Exception {
+        InstanceProfileCredentialsProvider provider = InstanceProfileCredentialsProvider.create();
+        BufferedReader lines = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+        while (lines.readLine() != null) {
+            try {
+                System.out.println("{\"access_key_id\":" + json(provider.resolveCredentials().accessKeyId()) + "}");
+            } catch (SdkException error) {
+                System.out.println("{\"error\":" + json(withCauses(error)) + "}");
+            }
+        }
     }
 
     private static String withCauses(Throwable error) {

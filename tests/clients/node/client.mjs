@@ -1,5 +1,7 @@
-// The AWS SDK for JavaScript v3: fromInstanceMetadata, then GetCallerIdentity with its credentials.
+// The AWS SDK for JavaScript v3: fromInstanceMetadata, then GetCallerIdentity with its credentials. With the argument `ask`,
+// it only gets credentials, once for each line of standard input.
 import { createHash } from "node:crypto";
+import { createInterface } from "node:readline";
 import { GetCallerIdentityCommand, STSClient } from "@aws-sdk/client-sts";
 import { fromInstanceMetadata } from "@aws-sdk/credential-providers";
 
@@ -12,6 +14,18 @@ function finish(status, answer) {
 
 function oneLine(error) {
   return `${error.name}: ${error.message}`.replace(/\s+/g, " ").trim();
+}
+
+if (process.argv[2] === "ask") {
+  const provider = fromInstanceMetadata();
+  for await (const _line of createInterface({ input: process.stdin })) {
+    const answer = await provider().then(
+      (credentials) => ({ access_key_id: credentials.accessKeyId }),
+      (error) => ({ error: oneLine(error) }),
+    );
+    process.stdout.write(JSON.stringify(answer) + "\n");
+  }
+  process.exit(0);
 }
 
 setTimeout(

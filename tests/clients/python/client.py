@@ -1,10 +1,15 @@
-"""boto3 as a pod runs it: default session, credentials from the metadata service, then GetCallerIdentity."""
+"""boto3 as a pod runs it: default session, credentials from the metadata service, then GetCallerIdentity.
+
+With the argument `ask`, it only gets credentials: see asking.py.
+"""
 
 import hashlib
 import json
 import os
 import signal
+import sys
 
+import asking
 import boto3
 from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
@@ -53,7 +58,16 @@ def main():
     )
 
 
+def access_key_id(session=boto3.Session()):
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise NoCredentialsError()
+    return credentials.get_frozen_credentials().access_key
+
+
 try:
+    if sys.argv[1:] == ["ask"]:
+        asking.answer_each_line(access_key_id)
     main()
 except (NoCredentialsError, CredentialRetrievalError) as error:
     finish(3, error="no-credentials", detail=one_line(error))
