@@ -1,7 +1,7 @@
 //! The migration report: for each workload, what the strict settings would refuse, and what would make it pass.
 //!
-//! With `--migrate`, the daemon serves what kube2iam would serve. The [recorder](recorder) counts what the strict settings would
-//! refuse, and the [reporter](reporter) adds what the known pods and namespaces say now. A report has only texts. Those of other
+//! With `--migrate`, the daemon serves what kube2iam would serve. The [recorder] counts what the strict settings would
+//! refuse, and the [reporter] adds what the known pods and namespaces say now. A report has only texts. Those of other
 //! people (roles, clients, names of owners) are checked or cleaned before they get here. Reports of several nodes can be
 //! [merged](merge).
 
