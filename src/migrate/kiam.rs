@@ -47,7 +47,8 @@ pub(super) fn translate(agent: &[CommandWord], server: &[CommandWord], new: &mut
     if !new.has("namespace-restrictions") {
         new.keep("namespace-restrictions", None, Some("added: kiam always checked the namespace's annotation iam.amazonaws.com/permitted"));
     }
-    new.complete();
+    let restricted = new.restricts_namespaces();
+    new.complete(restricted.then_some("--imds-tokens=optional"));
 }
 
 fn one(from: &str, word: &CommandWord, autodetects: bool, new: &mut Translation) {
@@ -104,17 +105,9 @@ fn special(name: &str, value: Option<&str>, autodetects: bool, new: &mut Transla
         }
         ("whitelist-route-regexp" | "allow-route-regexp", _) => {
             new.warn(format!(
-                "dropped: agent --{name}: rolegate passes no request on. Region, zone, instance ID and type and the identity document are \
-                 served to all pods; check that what your expression allowed is listed in docs/metadata.md"
+                "dropped: agent --{name}: rolegate passes no request on. Check that what your expression allowed is listed in \
+                 docs/metadata.md. Base metadata is served to all pods; node-info is, too, with --migrate, and the report names who reads it"
             ));
-            new.keep(
-                "metadata-profile",
-                Some("node-info"),
-                Some(
-                    "added for the migration, in place of that expression: the node's addresses, interfaces, tags and notices, for all pods. \
-                     Remove it, or use --node-info-namespaces, when you know who reads them",
-                ),
-            );
         }
         _ => return false,
     }
