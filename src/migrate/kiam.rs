@@ -15,6 +15,11 @@ const CHANGED: &[(&str, &str)] = &[
     ("assume-role-arn", "each node's own identity must be allowed to assume this role; with kiam, only the server's was"),
 ];
 
+/// The two names of the expression of paths that the agent passed on.
+const FORWARDING: [&str; 2] = ["whitelist-route-regexp", "allow-route-regexp"];
+/// Serves what an agent served that passed requests on.
+const AS_OPEN_AS_KIAM: &str = "--imds-tokens=optional and --metadata-profile=node-info";
+
 /// Whether a flag takes no value from the next word.
 pub(super) fn is_switch(name: &str) -> bool {
     KiamFlag::named(name).is_some_and(|(flag, _)| flag.is_switch) || rolegate_flag(name).is_some_and(|flag| flag.bare)
@@ -48,7 +53,19 @@ pub(super) fn translate(agent: &[CommandWord], server: &[CommandWord], new: &mut
         new.keep("namespace-restrictions", None, Some("added: kiam always checked the namespace's annotation iam.amazonaws.com/permitted"));
     }
     let restricted = new.restricts_namespaces();
-    new.complete(restricted.then_some("--imds-tokens=optional"));
+    let instead = if agent.iter().any(forwards) { AS_OPEN_AS_KIAM } else { "--imds-tokens=optional" };
+    new.complete(restricted.then_some(instead));
+}
+
+/// Whether the agent passed other requests on to the real service.
+fn forwards(word: &CommandWord) -> bool {
+    let CommandWord::Flag { name, value } = word else { return false };
+    FORWARDING.contains(&name.as_str()) && !value.as_deref().is_some_and(is_no_route)
+}
+
+/// Whether an expression matches no path.
+fn is_no_route(expression: &str) -> bool {
+    matches!(expression, "^$" | "")
 }
 
 fn one(from: &str, word: &CommandWord, autodetects: bool, new: &mut Translation) {
@@ -100,10 +117,10 @@ fn special(name: &str, value: Option<&str>, autodetects: bool, new: &mut Transla
             }
             new.drop("server --region has become the variable AWS_REGION");
         }
-        ("whitelist-route-regexp" | "allow-route-regexp", Some("^$" | "")) => {
+        (forwarding, Some(expression)) if FORWARDING.contains(&forwarding) && is_no_route(expression) => {
             new.drop(format!("dropped: agent --{name}: rolegate passes no request on (docs/metadata.md)"));
         }
-        ("whitelist-route-regexp" | "allow-route-regexp", _) => {
+        (forwarding, _) if FORWARDING.contains(&forwarding) => {
             new.warn(format!(
                 "dropped: agent --{name}: rolegate passes no request on. Check that what your expression allowed is listed in \
                  docs/metadata.md. Base metadata is served to all pods; node-info is, too, with --migrate, and the report names who reads it"
