@@ -47,7 +47,7 @@ mod start;
 
 use listener::PodListener;
 use own_pod::{OwnPod, PODS_KNOWN};
-use prepare::prepare;
+use prepare::{connection_of, prepare};
 use start::{NODE_NAMED, PACKET_RULES, START, Start};
 
 /// The task that accepts pods' connections.
@@ -144,6 +144,8 @@ impl App {
         let identity = readiness.step("the daemon's own AWS identity");
         // Ready only when it has passed, where it can be done.
         let self_test_step = matches!(self_test, Ability::Able(_)).then(|| readiness.step(STEP));
+        // Those of the system are read by the Kubernetes client as well.
+        connection_of(&config.aws).check_authorities()?;
         let kube = guarded(&mut rules, client::connect(&config.pods.api)).await?;
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         // At once, for the kubelet's probes: the rest may wait for the API.

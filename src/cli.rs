@@ -23,6 +23,7 @@ use crate::app::redirect_command::{place_guard, redirect};
 use crate::app::report_command::report;
 use crate::capabilities::{self, Need};
 use crate::check::{CheckStatus, render as check_render};
+use crate::config::arguments::RUN;
 use crate::config::check_command::{CheckCommand, LIST};
 use crate::config::explain_command::{ExplainConfig, Output, POD};
 use crate::config::kiam::{TranslatedArguments, translate};
@@ -40,8 +41,6 @@ use crate::self_test::{self, Ability, helper};
 use crate::telemetry;
 use crate::text::printable;
 
-/// The subcommand of the daemon, and the default one.
-const RUN: &str = "run";
 /// Wrong arguments.
 const USAGE: u8 = 2;
 /// `redirect status`: a rule is missing or differs.
@@ -218,7 +217,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
 }
 
 fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>, arguments: &[OsString], translated: Vec<ConfigWarning>) -> ExitCode {
-    let mut config = match Config::from_source(matches, env) {
+    let config = match Config::from_translated(matches, env, translated) {
         Ok(config) => config,
         Err(error) => {
             say(&format!("rolegate: {error}\nSee rolegate --help"));
@@ -226,7 +225,6 @@ fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>, arguments: &[
             return ExitCode::from(USAGE);
         }
     };
-    config.warnings.splice(0..0, translated);
     if let Err(error) = telemetry::init(&config.log) {
         say(&format!("rolegate: cannot set up the log: {error}"));
         return ExitCode::FAILURE;

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 
 use crate::role::{BaseArn, RoleArn};
 
-mod arguments;
+pub(crate) mod arguments;
 pub mod aws;
 pub(crate) mod check_command;
 pub(crate) mod explain_command;

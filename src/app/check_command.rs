@@ -29,7 +29,7 @@ pub(crate) async fn check(command: CheckCommand, self_test: Ability) -> CheckRep
         Ok(config) => {
             let (api, aws, metadata, node) = tokio::join!(
                 kubernetes::checks(&config, &place),
-                aws::checks(&config, &place, role.as_deref()),
+                aws::checks(&config, role.as_deref()),
                 metadata(&config, &place),
                 node::checks(&config, &place, self_test),
             );
@@ -49,10 +49,11 @@ fn arguments(config: Result<&Config, &ConfigError>) -> Vec<CheckItem> {
         Ok(config) => {
             let mut checks = vec![section.ok("flags", "the daemon accepts them")];
             if config.pods.node.is_empty() {
-                let missing = section.warning("node", "--node (or NODE_NAME) is missing: the daemon does not start without it");
-                checks.push(missing.advise("set it from the field spec.nodeName of the DaemonSet's pod"));
+                let missing = "--node (or NODE_NAME) is missing: the daemon takes the node of its own pod, and does not start if it cannot find \
+                               that pod";
+                checks.push(section.warning("node", missing).advise("set it from the field spec.nodeName of the DaemonSet's pod"));
             }
-            checks.extend(config.warnings.iter().map(|warning| section.warning("flags", warning.to_string())));
+            checks.extend(config.warnings.iter().map(|warning| section.warning(warning.reason, warning.to_string())));
             checks
         }
     }

@@ -174,9 +174,13 @@ pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {
     if let Some((role, _)) = intermediate {
         info!(event = "intermediate-role", %role, "assuming pods' roles through the intermediate role of --assume-role-arn");
     }
-    let AwsConfig { ca_bundle, proxied } = config.aws.clone();
-    let connection = AwsConnection { ca_bundle, proxied };
-    Aws::load(&config.metadata.address, config.sessions.timeout, intermediate, &connection).await
+    Aws::load(&config.metadata.address, config.sessions.timeout, intermediate, &connection_of(&config.aws)).await
+}
+
+/// How STS is reached.
+pub(super) fn connection_of(config: &AwsConfig) -> AwsConnection {
+    let AwsConfig { ca_bundle, system_authorities, proxied } = config.clone();
+    AwsConnection { ca_bundle, system_authorities, proxied }
 }
 
 /// What pods may have. Without AWS, nothing may be discovered: see [`needs_aws`].

@@ -37,33 +37,40 @@ pub(crate) fn origin(url: &Uri) -> String {
     format!("{}://{}{port}", url.scheme_str().unwrap_or("http"), url.host().unwrap_or_default())
 }
 
-/// Returns the check of the proxy that the environment names for STS, if it names one.
+/// Returns the check of the proxy that requests to STS go through, if there is one.
 pub(crate) fn proxy(proxy: Option<&Uri>) -> CheckItem {
     match proxy {
         None => CheckSection::Sts.ok("proxy", "none for STS (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)"),
-        Some(proxy) => CheckSection::Sts.ok("proxy", format!("the environment names {} for STS", origin(proxy))),
+        Some(proxy) => CheckSection::Sts.ok("proxy", format!("requests to STS go through {}", origin(proxy))),
     }
 }
 
-/// Returns the checks of the files with the certificates that are trusted: each with its variable, and its text if it can be read.
-pub(crate) fn ca_bundles(files: &[(&'static str, String, Result<String, String>)]) -> Vec<CheckItem> {
+/// A file with certificate authorities.
+#[derive(Clone, Debug)]
+pub(crate) struct AuthorityCheck {
+    /// The variable that names it.
+    pub variable: &'static str,
+    /// The file.
+    pub path: String,
+    /// How many certificates it has, or why it cannot be used, with advice.
+    pub found: Result<usize, (String, Option<String>)>,
+}
+
+/// Returns the checks of the files with the certificate authorities that connections to AWS trust. The first one alone counts.
+pub(crate) fn authorities(files: &[AuthorityCheck]) -> Vec<CheckItem> {
     let section = CheckSection::Sts;
-    if files.is_empty() {
+    let Some(first) = files.first() else {
         return vec![section.ok("ca-bundle", "the certificates of the system (AWS_CA_BUNDLE and SSL_CERT_FILE are not set)")];
-    }
-    let item = |(variable, path, text): &(&str, String, Result<String, String>)| match text {
-        Ok(text) => match text.matches("-----BEGIN CERTIFICATE-----").count() {
-            0 => section.failed("ca-bundle", format!("{variable}: {path} has no certificate in PEM format")),
-            1 => section.ok("ca-bundle", format!("{variable}: 1 certificate in {path}")),
-            number => section.ok("ca-bundle", format!("{variable}: {number} certificates in {path}")),
-        },
-        Err(error) => section.failed("ca-bundle", format!("{variable}: cannot read {path}: {error}")),
     };
-    let advise = |item: CheckItem| match item.status {
-        super::CheckStatus::Failed => item.advise("name a file with certificates in PEM format, or remove the variable"),
-        _ => item,
+    let item = |file: &AuthorityCheck| match &file.found {
+        Ok(number) => {
+            let certificates = if *number == 1 { "certificate" } else { "certificates" };
+            let unused = if file.variable == first.variable { String::new() } else { format!("; for AWS, only {} counts", first.variable) };
+            section.ok("ca-bundle", format!("{}: {number} {certificates} in {}{unused}", file.variable, file.path))
+        }
+        Err((cause, advice)) => advice.iter().fold(section.failed("ca-bundle", cause), |item, advice| item.advise(advice)),
     };
-    files.iter().map(item).map(advise).collect()
+    files.iter().map(item).collect()
 }
 
 #[cfg(test)]
@@ -87,18 +94,18 @@ mod tests {
     fn user_information_of_urls_is_not_shown() {
         let url = "http://user:secret@proxy.example:3128/path?query=secret".parse().unwrap();
         assert_eq!(origin(&url), "http://proxy.example:3128");
-        assert_eq!(proxy(Some(&url)).detail, "the environment names http://proxy.example:3128 for STS");
+        assert_eq!(proxy(Some(&url)).detail, "requests to STS go through http://proxy.example:3128");
         assert_eq!(origin(&"https://[::1]/".parse().unwrap()), "https://[::1]");
     }
 
     #[test]
     fn a_file_without_certificates_fails() {
-        let file = |text: Result<&str, &str>| {
-            let file = ("SSL_CERT_FILE", "/a".to_owned(), text.map(str::to_owned).map_err(str::to_owned));
-            ca_bundles(&[file])[0].status
-        };
-        assert_eq!(file(Ok("-----BEGIN CERTIFICATE-----")), CheckStatus::Ok);
-        assert_eq!([file(Ok("")), file(Err("no"))], [CheckStatus::Failed; 2]);
-        assert_eq!(ca_bundles(&[])[0].status, CheckStatus::Ok);
+        let file = |variable, found| AuthorityCheck { variable, path: "/a".to_owned(), found };
+        let bad = || Err(("no".to_owned(), Some("yes".to_owned())));
+        let all = authorities(&[file("AWS_CA_BUNDLE", Ok(1)), file("SSL_CERT_FILE", bad())]);
+        assert_eq!((all[0].status, all[1].status, all[1].advice.as_deref()), (CheckStatus::Ok, CheckStatus::Failed, Some("yes")));
+        let unused = authorities(&[file("AWS_CA_BUNDLE", Ok(1)), file("SSL_CERT_FILE", Ok(2))]);
+        assert!(!unused[0].detail.contains("counts") && unused[1].detail.contains("only AWS_CA_BUNDLE counts"));
+        assert_eq!(authorities(&[])[0].status, CheckStatus::Ok);
     }
 }

@@ -10,6 +10,8 @@ use super::source::SettingSource;
 pub struct AwsConfig {
     /// `AWS_CA_BUNDLE`: the only certificate authorities that are trusted, in a PEM file.
     pub ca_bundle: Option<PathBuf>,
+    /// `SSL_CERT_FILE`: the system's certificate authorities, in a PEM file.
+    pub system_authorities: Option<PathBuf>,
     /// Whether requests to STS may go through a proxy.
     pub proxied: bool,
 }
@@ -34,7 +36,8 @@ impl AwsConfig {
                 source.mistake(format!("{name}: expected the URL of a proxy such as http://proxy.example.com:3128"));
             }
         }
-        Self { ca_bundle: source.env("AWS_CA_BUNDLE").map(PathBuf::from), proxied }
+        let file = |name| source.env(name).map(PathBuf::from);
+        Self { ca_bundle: file("AWS_CA_BUNDLE"), system_authorities: file("SSL_CERT_FILE"), proxied }
     }
 }
 

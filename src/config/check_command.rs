@@ -12,7 +12,7 @@ pub(crate) const ARGS: &str = "args";
 pub(crate) const LIST: &str = "ARGUMENTS";
 
 /// Programs whose names stand before their arguments in a manifest or a process list.
-const PROGRAMS: [&str; 3] = ["rolegate", "kube2iam", "run"];
+const PROGRAMS: [&str; 3] = ["rolegate", "kube2iam", "kiam"];
 /// Variables that manifests refer to, each with a value that a pod could have. The addresses are of nobody (RFC 5737).
 const OF_MANIFESTS: [(&str, &str); 5] =
     [("NODE_NAME", "node"), ("HOST_IP", "192.0.2.1"), ("NODE_IP", "192.0.2.1"), ("POD_NAME", "pod"), ("POD_NAMESPACE", "namespace")];
@@ -41,8 +41,6 @@ pub(crate) struct CheckPlace {
     pub pod_name: Option<String>,
     /// `POD_NAMESPACE`.
     pub pod_namespace: Option<String>,
-    /// Files with the certificates that connections to AWS trust, each with its variable.
-    pub ca_bundles: Vec<(&'static str, String)>,
 }
 
 impl CheckCommand {
@@ -80,8 +78,7 @@ impl CheckPlace {
         let env = |name: &str| env(name).filter(|text| !text.is_empty());
         let in_pod = env("KUBERNETES_SERVICE_HOST").is_some();
         let pod_name = env("POD_NAME").or_else(|| env("HOSTNAME").filter(|_| in_pod));
-        let ca_bundles = ["AWS_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().filter_map(|name| Some((name, env(name)?))).collect();
-        Self { in_pod, pod_name, pod_namespace: env("POD_NAMESPACE"), ca_bundles }
+        Self { in_pod, pod_name, pod_namespace: env("POD_NAMESPACE") }
     }
 }
 
@@ -120,6 +117,7 @@ mod tests {
             &["--args", "--node=$(NODE_NAME)", "--host-ip=$(HOST_IP)", "--iptables=true"][..],
             &["--args", "/kube2iam --node=$(NODE_NAME)  --host-ip=$(HOST_IP)\n"],
             &["--", "rolegate", "run", "--node", "$(NODE_NAME)", "--host-ip=$(HOST_IP)"],
+            &["--", "/kiam", "agent", "--json-log", "--node=$(NODE_NAME)", "--host=$(HOST_IP)"],
         ] {
             assert_eq!(list(arguments), Ok(("node".to_owned(), 1)), "{arguments:?}");
         }
@@ -152,8 +150,7 @@ mod tests {
     fn the_name_of_the_host_is_a_pods_only_in_a_pod() {
         let of = |names: &'static [&str]| CheckPlace::read(&move |name| names.contains(&name).then(|| name.to_lowercase()));
         assert_eq!(of(&["HOSTNAME"]), CheckPlace::default());
-        let in_pod = of(&["HOSTNAME", "KUBERNETES_SERVICE_HOST", "SSL_CERT_FILE"]);
+        let in_pod = of(&["HOSTNAME", "KUBERNETES_SERVICE_HOST"]);
         assert_eq!((in_pod.in_pod, in_pod.pod_name.as_deref()), (true, Some("hostname")));
-        assert_eq!(in_pod.ca_bundles, [("SSL_CERT_FILE", "ssl_cert_file".to_owned())]);
     }
 }

@@ -1,75 +1,22 @@
 //! The arguments of kiam's agent, in the words of rolegate.
 //!
 //! kiam has two programs: `kiam agent` on every node, and `kiam server` on a few. rolegate takes the place of both, so it starts
-//! with the arguments of the agent, and with those of the server that say the same here. The names and meanings are kiam's
-//! (`cmd/kiam/*.go`). kiam's flags have other names than rolegate's, so nothing else is changed.
+//! with the arguments of the agent, and with those of the server that say the same here. [`table`] has the names and meanings. kiam's flags that need a translation
+//! have other names than rolegate's, so nothing else is changed.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use super::ConfigWarning;
+use table::{KiamFlag, KiamMeaning, metrics_address};
+
+pub(crate) mod table;
 
 /// kiam's word for what runs on each node.
 const AGENT: &str = "agent";
 /// kiam's word for what runs on some nodes.
 const SERVER: &str = "server";
-
-/// What a flag of kiam is here.
-enum Meaning {
-    /// A flag of the same meaning.
-    Flag(&'static str),
-    /// A switch: what it is when it is on, and with `--no-` before it.
-    Switch(&'static str, &'static str),
-    /// `HOST:PORT` of the metrics.
-    MetricsAddress,
-    /// A value that has no use here, and why.
-    Unused(&'static str),
-    /// A switch that has no use here, and why.
-    UnusedSwitch(&'static str),
-}
-
-use Meaning::{Flag, MetricsAddress, Switch, Unused, UnusedSwitch};
-
-const NO_SERVER: &str = "rolegate has no server, so there is no connection to one";
-const NO_STATSD: &str = "rolegate has metrics for Prometheus only";
-const KEPT: &str = "rolegate keeps the packet rules when it stops, so that pods never reach the node's credentials; give \
-                    --redirect-on-exit=remove to remove them";
-const ROUTES: &str = "rolegate does not pass requests on; see --metadata-profile for what pods may read";
-
-const FLAGS: &[(&str, Meaning)] = &[
-    ("json-log", Switch("--log-format=json", "--log-format=text")),
-    ("level", Flag("log-level")),
-    ("port", Flag("app-port")),
-    ("host", Flag("host-ip")),
-    ("prometheus-listen-addr", MetricsAddress),
-    ("role-base-arn", Flag("base-role-arn")),
-    ("role-base-arn-autodetect", Switch("--auto-discover-base-arn", "--auto-discover-base-arn=false")),
-    ("iptables-remove", UnusedSwitch(KEPT)),
-    ("allow-route-regexp", Unused(ROUTES)),
-    ("whitelist-route-regexp", Unused(ROUTES)),
-    ("cert", Unused(NO_SERVER)),
-    ("key", Unused(NO_SERVER)),
-    ("ca", Unused(NO_SERVER)),
-    ("server-address", Unused(NO_SERVER)),
-    ("server-address-refresh", Unused(NO_SERVER)),
-    ("gateway-timeout-creation", Unused(NO_SERVER)),
-    ("grpc-keepalive-time-duration", Unused(NO_SERVER)),
-    ("grpc-keepalive-timeout-duration", Unused(NO_SERVER)),
-    ("grpc-keepalive-permit-without-stream", UnusedSwitch(NO_SERVER)),
-    ("bind", Unused(NO_SERVER)),
-    ("statsd", Unused(NO_STATSD)),
-    ("statsd-prefix", Unused(NO_STATSD)),
-    ("statsd-interval", Unused(NO_STATSD)),
-    ("prometheus-sync-interval", Unused("metrics are always current")),
-    ("sync", Unused("the watch needs no resync")),
-    ("fetchers", Unused("--sts-concurrency limits requests to STS")),
-    ("prefetch-buffer-size", Unused("rolegate needs no such buffer")),
-    ("session-refresh", Unused("sessions are refreshed at half of their duration")),
-    ("session", Unused("--session-name-template names sessions")),
-    ("region", Unused("the variable AWS_REGION sets the region")),
-    ("disable-strict-namespace-regexp", UnusedSwitch("the patterns of namespaces always match whole ARNs")),
-];
 
 /// The arguments in the words of rolegate.
 #[derive(Debug)]
@@ -110,7 +57,7 @@ pub(crate) fn translate(
         translated.agent(&all);
     }
     while let Some(argument) = all.pop_front() {
-        match KiamFlag::find(&argument).filter(|_| translated.of_daemon) {
+        match GivenKiamFlag::find(&argument).filter(|_| translated.of_daemon) {
             Some(flag) => translated.flag(flag, &mut all),
             None => translated.arguments.push(argument),
         }
@@ -118,29 +65,29 @@ pub(crate) fn translate(
     Ok(translated)
 }
 
-/// A flag of kiam on the command line.
-struct KiamFlag {
+/// A flag of kiam on the command line that rolegate does not have in this form.
+struct GivenKiamFlag {
     /// As it stands there, without dashes and value.
     name: String,
-    meaning: &'static Meaning,
+    flag: &'static KiamFlag,
     /// With `--no-` before it.
     negated: bool,
     /// What stands behind the equals sign.
     value: Option<String>,
 }
 
-impl KiamFlag {
+impl GivenKiamFlag {
     fn find(argument: &OsStr) -> Option<Self> {
         let text = argument.to_str()?.strip_prefix("--")?;
         let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value.to_owned())));
-        let find = |wanted: &str| FLAGS.iter().find(|(name, _)| *name == wanted).map(|(_, meaning)| meaning);
-        let positive = find(name).map(|meaning| (meaning, false));
-        let negative = || {
-            let meaning = find(name.strip_prefix("no-")?)?;
-            matches!(meaning, Switch(..) | UnusedSwitch(_)).then_some((meaning, true))
-        };
-        let (meaning, negated) = positive.or_else(negative)?;
-        Some(Self { name: name.to_owned(), meaning, negated, value })
+        let (flag, negated) = KiamFlag::named(name)?;
+        let is_ours = matches!(flag.meaning, KiamMeaning::Same) && !negated || matches!(flag.meaning, KiamMeaning::Ends);
+        (!is_ours).then(|| Self { name: name.to_owned(), flag, negated, value })
+    }
+
+    /// Whether the switch is on. Some parsers take a value of a switch, too.
+    fn is_on(&self) -> bool {
+        !self.negated && self.value.as_deref() != Some("false")
     }
 }
 
@@ -162,21 +109,28 @@ impl TranslatedArguments {
         }
     }
 
-    fn flag(&mut self, flag: KiamFlag, rest: &mut VecDeque<OsString>) {
-        let KiamFlag { name, meaning, negated, value } = flag;
-        let takes_value = matches!(meaning, Flag(_) | MetricsAddress | Unused(_));
-        let value = match value {
-            None if takes_value => rest.pop_front().and_then(|word| word.into_string().ok()),
-            value => value,
-        };
-        let instead = match meaning {
-            Flag(ours) => vec![format!("--{ours}={}", value.unwrap_or_default())],
-            // Some parsers take a value of a switch, too.
-            Switch(on, off) => vec![if negated || value.as_deref() == Some("false") { off } else { on }.to_string()],
-            MetricsAddress => metrics_address(value.as_deref().unwrap_or_default()),
-            Unused(why) | UnusedSwitch(why) => {
+    fn flag(&mut self, mut given: GivenKiamFlag, rest: &mut VecDeque<OsString>) {
+        if !given.flag.is_switch && given.value.is_none() {
+            given.value = rest.pop_front().and_then(|word| word.into_string().ok());
+        }
+        let (name, value) = (&given.name, given.value.as_deref().unwrap_or_default());
+        let argument = |name: &str, value: Option<&str>| value.map_or_else(|| format!("--{name}"), |value| format!("--{name}={value}"));
+        let instead = match given.flag.meaning {
+            KiamMeaning::Renamed(ours) => vec![argument(ours, Some(value))],
+            KiamMeaning::Switch { ours, on, off } => vec![argument(ours, if given.is_on() { on } else { Some(off) })],
+            KiamMeaning::MetricsAddress => {
+                let (port, host) = metrics_address(value);
+                // The name of a host is no address: every address, as without it.
+                let host = host.filter(|host| host.parse::<IpAddr>().is_ok());
+                std::iter::once(argument("metrics-port", Some(port)))
+                    .chain(host.map(|ip| argument("metrics-bind-address", Some(ip))))
+                    .collect()
+            }
+            KiamMeaning::Unneeded(why) | KiamMeaning::Lost(why) => {
                 return self.warn("kiam-argument", format!("--{name} of kiam has no effect: {why}"));
             }
+            // Only a switch with `--no-` before it comes here.
+            KiamMeaning::Same | KiamMeaning::Ends => vec![argument(given.flag.name, Some("false"))],
         };
         self.warn("kiam-argument", format!("--{name} is a flag of kiam: using {}; use that instead", instead.join(" ")));
         self.arguments.extend(instead.into_iter().map(OsString::from));
@@ -185,17 +139,6 @@ impl TranslatedArguments {
     fn warn(&mut self, reason: &'static str, text: impl Into<String>) {
         self.warnings.push(ConfigWarning::new(reason, text));
     }
-}
-
-/// The flags for the metrics at `HOST:PORT`; a text of another form stands as the port, for the error that it is.
-fn metrics_address(text: &str) -> Vec<String> {
-    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-    let host = match host.trim_start_matches('[').trim_end_matches(']') {
-        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        host => host.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified()),
-    };
-    let bind = host.map(|ip| format!("--metrics-bind-address={ip}"));
-    std::iter::once(format!("--metrics-port={port}")).chain(bind).collect()
 }
 
 #[cfg(test)]
@@ -222,7 +165,8 @@ mod tests {
             (&["--prometheus-listen-addr=localhost:9620"], &["--metrics-port=9620", "--metrics-bind-address=127.0.0.1"]),
             (&["--prometheus-listen-addr=[fd00::1]:9620"], &["--metrics-port=9620", "--metrics-bind-address=fd00::1"]),
             (&["--role-base-arn-autodetect"], &["--auto-discover-base-arn"]),
-            (&["--no-iptables-remove", "--cert=/a", "--statsd", "host:1"], &[]),
+            (&["--no-iptables"], &["--iptables=false"]),
+            (&["--no-iptables-remove", "--allow-ip-query", "--cert=/a", "--statsd", "host:1"], &[]),
         ] {
             let (arguments, reasons) = translated(kiam);
             assert_eq!(arguments, ours, "{kiam:?}");
@@ -249,7 +193,7 @@ mod tests {
     #[test]
     fn no_flag_of_ours_is_taken_for_one_of_kiam() {
         for flag in crate::config::flags::of_all_commands() {
-            assert!(KiamFlag::find(OsStr::new(&format!("--{}", flag.name))).is_none(), "--{}", flag.name);
+            assert!(GivenKiamFlag::find(OsStr::new(&format!("--{}", flag.name))).is_none(), "--{}", flag.name);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! metadata service. The SDK's variables for FIPS, dual-stack and custom endpoints apply.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,8 +28,6 @@ use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use jiff::Timestamp;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use secrecy::SecretString;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -47,11 +45,14 @@ use crate::policy::{self, RoleRequest};
 use crate::role::{BaseArn, CallerIdentity, RoleArn, SessionName};
 use crate::text::bounded;
 
+mod authorities;
 mod observer;
 mod own;
 mod translate;
 mod whose;
 
+use authorities::AuthorityError;
+pub(crate) use authorities::AuthorityFile;
 pub(crate) use observer::StsSighting;
 use observer::{Date, Endpoint};
 use own::Own;
@@ -82,14 +83,36 @@ pub(crate) struct Aws {
 pub(crate) struct AwsConnection {
     /// The file of the only certificate authorities that are trusted; without it, those of the system.
     pub ca_bundle: Option<PathBuf>,
+    /// The file of the system's certificate authorities, if the environment names one.
+    pub system_authorities: Option<PathBuf>,
     /// Whether requests go through the proxies that the environment names.
     pub proxied: bool,
 }
 
 impl AwsConnection {
+    /// Returns the files with certificate authorities that the environment names; one that alone counts comes first.
+    pub(crate) fn authorities(&self) -> impl Iterator<Item = AuthorityFile> {
+        let bundle = self.ca_bundle.clone().map(AuthorityFile::Bundle);
+        bundle.into_iter().chain(self.system_authorities.clone().map(AuthorityFile::System))
+    }
+
+    /// Checks that the files with certificate authorities can be used.
+    ///
+    /// # Errors
+    /// The first one that cannot.
+    pub(crate) fn check_authorities(&self) -> Result<(), AwsError> {
+        self.authorities().try_for_each(|file| Ok(file.read().map(drop)?))
+    }
+
     fn client(&self) -> Result<SharedHttpClient, AwsError> {
-        let trusted = self.ca_bundle.as_deref().map(certificates).transpose()?;
-        let store = trusted.map(|pem| TrustStore::empty().with_pem_certificate(pem)).unwrap_or_default();
+        let mut store = TrustStore::default();
+        for file in self.authorities() {
+            // That of the system is read by the SDK, also where it is not used in the end.
+            let authorities = file.read()?;
+            if let AuthorityFile::Bundle(_) = file {
+                store = TrustStore::empty().with_pem_certificate(authorities.pem);
+            }
+        }
         let tls = TlsContext::builder().with_trust_store(store).build().map_err(|error| AwsError::Client(chain(&error)))?;
         let proxied = self.proxied;
         Ok(aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
@@ -104,18 +127,6 @@ impl AwsConnection {
     }
 }
 
-/// Reads the certificates of a PEM file. The SDK panics where it has none that can be parsed.
-fn certificates(path: &Path) -> Result<Vec<u8>, AwsError> {
-    let failed = |reason: String| AwsError::CaBundle { path: path.display().to_string(), reason };
-    let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let added = certificate.map_err(|error| failed(error.to_string())).map(|certificate| roots.add(certificate))?;
-        added.map_err(|error| failed(error.to_string()))?;
-    }
-    if roots.is_empty() { Err(failed("it has no certificates".to_owned())) } else { Ok(pem) }
-}
-
 /// The reason why the daemon could not get what it needs from AWS.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AwsError {
@@ -125,14 +136,9 @@ pub(crate) enum AwsError {
     /// `--metadata-addr` cannot be used.
     #[error("--metadata-addr is not valid: {0}")]
     MetadataAddress(String),
-    /// `AWS_CA_BUNDLE` cannot be used.
-    #[error("cannot use the certificates in {path}: {reason}")]
-    CaBundle {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// A file with certificate authorities cannot be used.
+    #[error(transparent)]
+    Authorities(#[from] AuthorityError),
     /// The HTTP client cannot be made.
     #[error("cannot set up the client of AWS: {0}")]
     Client(String),
@@ -161,7 +167,7 @@ impl Advise for AwsError {
             Self::Discovery { instead, .. } => {
                 Some(format!("give {instead}, or let the daemon reach the metadata service (HttpPutResponseHopLimit, HttpTokens)").into())
             }
-            Self::CaBundle { .. } => Some("correct AWS_CA_BUNDLE, which must name a file with certificates in PEM, or unset it".into()),
+            Self::Authorities(error) => error.advice(),
             Self::Client(_) | Self::MetadataAddress(_) | Self::InstanceRole { .. } => None,
         }
     }
@@ -177,10 +183,10 @@ impl Aws {
         intermediate: Option<(&RoleArn, &SessionName)>,
         connection: &AwsConnection,
     ) -> Result<Self, AwsError> {
+        let http = connection.client()?;
         // Never by a proxy: what the service answers is secret, and only this machine is told.
         let direct = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let of_metadata = ProviderConfig::default().with_http_client(direct);
-        let http = connection.client()?;
         let provider = ProviderConfig::default().with_http_client(http.clone());
         let metadata = imds::Client::builder()
             .configure(&of_metadata)

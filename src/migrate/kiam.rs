@@ -1,83 +1,28 @@
-//! What becomes of kiam's flags. Its agent and its server are one daemon in rolegate.
+//! What becomes of kiam's flags. Its agent and its server are one daemon in rolegate. The meanings of flags are in
+//! [`crate::config::kiam::table`], as for the daemon; here are the comments, and what a manifest allows besides.
 
 use serde_json::{Value, json};
 
 use super::translation::{Translation, rolegate_flag};
 use super::words::CommandWord;
 use crate::config::DEFAULT_APP_PORT;
+use crate::config::kiam::table::{KiamFlag, KiamMeaning, metrics_address};
 use crate::text;
 
-/// What becomes of a flag.
-#[derive(Clone, Copy)]
-enum Fate {
-    /// The name in rolegate.
-    Renamed(&'static str),
-    /// Why it is not needed.
-    Dropped(&'static str),
-    /// Why it is not there, which the operator must know.
-    Lost(&'static str),
-    /// It has a rule of its own below.
-    Special,
-}
-
-const TLS: &str = "agent and server are one process, so they need no certificates";
-const GRPC: &str = "there is no connection between agent and server any more";
-const STATSD: &str = "rolegate does not send StatsD metrics; scrape the metrics port";
-
-/// Switches, of which kingpin also knows `--no-NAME`.
-const SWITCHES: &[&str] = &[
-    "json-log",
-    "allow-ip-query",
-    "iptables",
-    "iptables-remove",
-    "role-base-arn-autodetect",
-    "disable-strict-namespace-regexp",
-    "grpc-keepalive-permit-without-stream",
-    "help",
-    "version",
+/// What differs although rolegate has the flag.
+const CHANGED: &[(&str, &str)] = &[
+    ("role-base-arn-autodetect", "kiam: --role-base-arn-autodetect, by the server's nodes; now each node reads its own account"),
+    ("assume-role-arn", "each node's own identity must be allowed to assume this role; with kiam, only the server's was"),
 ];
 
-fn fate(name: &str) -> Option<Fate> {
-    Some(match name {
-        "port" => Fate::Renamed("app-port"),
-        "host" => Fate::Renamed("host-ip"),
-        "host-interface" => Fate::Renamed("host-interface"),
-        "level" => Fate::Renamed("log-level"),
-        "role-base-arn" => Fate::Special,
-        "assume-role-arn" | "kubeconfig" => Fate::Special,
-        "session-duration" => Fate::Renamed("session-duration"),
-        "json-log"
-        | "iptables"
-        | "iptables-remove"
-        | "role-base-arn-autodetect"
-        | "prometheus-listen-addr"
-        | "region"
-        | "session"
-        | "whitelist-route-regexp"
-        | "allow-route-regexp" => Fate::Special,
-        "cert" | "key" | "ca" => Fate::Dropped(TLS),
-        "server-address" | "server-address-refresh" | "gateway-timeout-creation" | "bind" | "timeout" => Fate::Dropped(GRPC),
-        grpc if grpc.starts_with("grpc-") => Fate::Dropped(GRPC),
-        "statsd" | "statsd-prefix" | "statsd-interval" => Fate::Lost(STATSD),
-        "prometheus-sync-interval" => Fate::Dropped("metrics are always current"),
-        "sync" => Fate::Dropped("the watch needs no resync"),
-        "fetchers" => Fate::Dropped("--sts-concurrency (16) and --sts-rate limit requests to STS, on each node"),
-        "prefetch-buffer-size" => Fate::Dropped("each node watches its own pods only"),
-        "session-refresh" => Fate::Dropped("sessions are renewed at half of their life"),
-        "allow-ip-query" => Fate::Dropped("a pod is known by its connection alone"),
-        "disable-strict-namespace-regexp" => Fate::Lost(
-            "regular expressions of namespaces always match the whole ARN. Write .* where a part was enough; until then, roles may be refused. \
-             --namespace-restrictions=audit serves and reports",
-        ),
-        "help" | "version" => Fate::Dropped("it prints something and ends the program"),
-        _ => return None,
-    })
-}
+/// The two names of the expression of paths that the agent passed on.
+const FORWARDING: [&str; 2] = ["whitelist-route-regexp", "allow-route-regexp"];
+/// Serves what an agent served that passed requests on.
+const AS_OPEN_AS_KIAM: &str = "--imds-tokens=optional and --metadata-profile=node-info";
 
 /// Whether a flag takes no value from the next word.
 pub(super) fn is_switch(name: &str) -> bool {
-    let plain = name.strip_prefix("no-").unwrap_or(name);
-    SWITCHES.contains(&plain) || rolegate_flag(name).is_some_and(|flag| flag.bare)
+    KiamFlag::named(name).is_some_and(|(flag, _)| flag.is_switch) || rolegate_flag(name).is_some_and(|flag| flag.bare)
 }
 
 /// Translates the flags of the agent and of the server.
@@ -107,98 +52,81 @@ pub(super) fn translate(agent: &[CommandWord], server: &[CommandWord], new: &mut
     if !new.has("namespace-restrictions") {
         new.keep("namespace-restrictions", None, Some("added: kiam always checked the namespace's annotation iam.amazonaws.com/permitted"));
     }
-    new.complete();
+    let restricted = new.restricts_namespaces();
+    let instead = if agent.iter().any(forwards) { AS_OPEN_AS_KIAM } else { "--imds-tokens=optional" };
+    new.complete(restricted.then_some(instead));
+}
+
+/// Whether the agent passed other requests on to the real service.
+fn forwards(word: &CommandWord) -> bool {
+    let CommandWord::Flag { name, value } = word else { return false };
+    FORWARDING.contains(&name.as_str()) && !value.as_deref().is_some_and(is_no_route)
+}
+
+/// Whether an expression matches no path.
+fn is_no_route(expression: &str) -> bool {
+    matches!(expression, "^$" | "")
 }
 
 fn one(from: &str, word: &CommandWord, autodetects: bool, new: &mut Translation) {
     let CommandWord::Flag { name: given, value } = word else {
         return new.drop_unknown(word);
     };
-    let (name, is_on) = match given.strip_prefix("no-").filter(|plain| SWITCHES.contains(plain)) {
-        Some(plain) => (plain, false),
-        None => (given.as_str(), !matches!(value.as_deref(), Some("false"))),
-    };
     let value = value.as_deref();
-    match fate(name) {
-        Some(Fate::Renamed(ours)) => {
-            let note = (ours != name).then(|| format!("kiam: --{name}"));
-            new.keep(ours, value, note.as_deref());
+    let Some((flag, negated)) = KiamFlag::named(given) else {
+        return match rolegate_flag(given) {
+            // Some later argument of rolegate's, in a manifest that is half changed.
+            Some(_) => new.keep(given, value, None),
+            None => new.drop_unknown(word),
+        };
+    };
+    let name = flag.name;
+    let is_on = !negated && value != Some("false");
+    let changed = CHANGED.iter().find(|(changed, _)| *changed == name).map(|(_, note)| (*note).to_owned());
+    let renamed = || changed.clone().or_else(|| Some(format!("kiam: --{name}")));
+    let dropped = |why: &str| format!("dropped: {from} --{}: {why}", text::bounded(given));
+    match (&flag.meaning, value) {
+        _ if special(name, value, autodetects, new) => {}
+        (KiamMeaning::Unneeded(why), _) => new.drop(dropped(why)),
+        (KiamMeaning::Lost(why), _) => new.warn(dropped(why)),
+        (KiamMeaning::Ends, _) => new.drop(dropped("it prints something and ends the program")),
+        (KiamMeaning::Same, _) if flag.is_switch => new.keep(name, (!is_on).then_some("false"), changed.as_deref()),
+        (KiamMeaning::Switch { ours, on, .. }, _) if is_on => new.keep(ours, *on, renamed().as_deref()),
+        // A switch that is off, and an empty value, as without them.
+        (KiamMeaning::Switch { .. }, _) | (_, Some("")) => {}
+        (_, None) => new.warn(format!("dropped: --{} has no value", text::bounded(name))),
+        (KiamMeaning::Same, value) => new.keep(name, value, changed.as_deref()),
+        (KiamMeaning::Renamed(ours), value) => new.keep(ours, value, renamed().as_deref()),
+        (KiamMeaning::MetricsAddress, Some(address)) => {
+            let (port, host) = metrics_address(address);
+            new.keep("metrics-port", Some(port), Some("kiam: --prometheus-listen-addr. The server's metrics are here, too"));
+            if host.is_some() {
+                new.keep("metrics-bind-address", host, None);
+            }
         }
-        Some(Fate::Dropped(why)) => new.drop(format!("dropped: {from} --{}: {why}", text::bounded(given))),
-        Some(Fate::Lost(why)) => new.warn(format!("dropped: {from} --{}: {why}", text::bounded(given))),
-        Some(Fate::Special) => special(name, value, is_on, autodetects, new),
-        // Some later argument of rolegate's, in a manifest that is half changed.
-        None if rolegate_flag(given).is_some() => new.keep(given, value, None),
-        None => new.drop_unknown(word),
     }
 }
 
-fn special(name: &str, value: Option<&str>, is_on: bool, autodetects: bool, new: &mut Translation) {
+/// Translates what depends on other arguments, on the value or on the environment. Returns whether it did.
+fn special(name: &str, value: Option<&str>, autodetects: bool, new: &mut Translation) -> bool {
     match (name, value) {
-        ("json-log", _) if is_on => new.keep("log-format", Some("json"), Some("kiam: --json-log")),
-        ("iptables", _) => new.keep("iptables", (!is_on).then_some("false"), None),
-        ("iptables-remove", _) if is_on => new.drop(
-            "dropped: agent --iptables-remove: rolegate's rules stay when it ends, so that pods never reach the real service. \
-             --redirect-on-exit=remove removes them, and opens the node at every restart",
-        ),
-        ("iptables-remove", _) => new.drop("dropped: agent --no-iptables-remove: rolegate's rules stay by default"),
-        ("role-base-arn-autodetect", _) if is_on => new.keep(
-            "auto-discover-base-arn",
-            None,
-            Some("kiam: --role-base-arn-autodetect, by the server's nodes; now each node reads its own account"),
-        ),
         ("role-base-arn", _) if autodetects => new.drop("dropped: server --role-base-arn: --role-base-arn-autodetect took precedence"),
-        ("role-base-arn", Some(arn)) => new.keep("base-role-arn", Some(arn), Some("kiam: --role-base-arn")),
-        ("assume-role-arn", Some("")) | ("kubeconfig", Some("")) | ("region", Some("")) => {}
-        ("assume-role-arn", Some(arn)) => {
-            new.keep(
-                "assume-role-arn",
-                Some(arn),
-                Some("each node's own identity must be allowed to assume this role; with kiam, only the server's was"),
-            );
-        }
-        ("kubeconfig", Some(path)) => new.keep("kubeconfig", Some(path), None),
-        ("region", Some(region)) => {
+        ("region", Some(region)) if !region.is_empty() => {
             if let (false, Value::Object(entry)) = (new.has_variable("AWS_REGION"), json!({"name": "AWS_REGION", "value": region})) {
                 new.add_variable(entry, Some("kiam: --region"));
             }
             new.drop("server --region has become the variable AWS_REGION");
         }
-        ("session", _) => new.drop(
-            "dropped: server --session: sessions are named after the pod, or by its annotation iam.amazonaws.com/session-name, as before. \
-             --session-name-template names them otherwise, and ignores the annotations",
-        ),
-        ("prometheus-listen-addr", Some(address)) => listener(address, new),
-        ("whitelist-route-regexp" | "allow-route-regexp", _) if matches!(value, Some("^$" | "")) => {
+        (forwarding, Some(expression)) if FORWARDING.contains(&forwarding) && is_no_route(expression) => {
             new.drop(format!("dropped: agent --{name}: rolegate passes no request on (docs/metadata.md)"));
         }
-        ("whitelist-route-regexp" | "allow-route-regexp", _) => {
+        (forwarding, _) if FORWARDING.contains(&forwarding) => {
             new.warn(format!(
-                "dropped: agent --{name}: rolegate passes no request on. Region, zone, instance ID and type and the identity document are \
-                 served to all pods; check that what your expression allowed is listed in docs/metadata.md"
+                "dropped: agent --{name}: rolegate passes no request on. Check that what your expression allowed is listed in \
+                 docs/metadata.md. Base metadata is served to all pods; node-info is, too, with --migrate, and the report names who reads it"
             ));
-            new.keep(
-                "metadata-profile",
-                Some("node-info"),
-                Some(
-                    "added for the migration, in place of that expression: the node's addresses, interfaces, tags and notices, for all pods. \
-                     Remove it, or use --node-info-namespaces, when you know who reads them",
-                ),
-            );
         }
-        // A switch that is off, as it is without it.
-        ("json-log" | "role-base-arn-autodetect", _) => {}
-        _ => new.warn(format!("dropped: --{} has no value", text::bounded(name))),
+        _ => return false,
     }
-}
-
-/// `HOST:PORT`; without a host or with a wildcard, every address.
-fn listener(address: &str, new: &mut Translation) {
-    let (host, port) = address.rsplit_once(':').unwrap_or(("", address));
-    new.keep("metrics-port", Some(port), Some("kiam: --prometheus-listen-addr. The server's metrics are here, too"));
-    match host {
-        "" | "0.0.0.0" | "[::]" => {}
-        "localhost" => new.keep("metrics-bind-address", Some("127.0.0.1"), None),
-        host => new.keep("metrics-bind-address", Some(host.trim_matches(['[', ']'])), None),
-    }
+    true
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::translation::{Translation, rolegate_flag, without_effect};
+use super::translation::{Translation, is_off, rolegate_flag, without_effect};
 use super::variables::{Expanded, Variables};
 use super::words::CommandWord;
 use crate::config::{DEFAULT_APP_PORT, DEFAULT_METRICS_PORT};
@@ -34,7 +34,7 @@ pub(super) fn translate(words: &[CommandWord], variables: &Variables, new: &mut 
         let value = value.as_deref();
         match name.as_str() {
             ends if ENDS.contains(&ends) => new.drop(format!("dropped: --{ends} prints something and ends the program")),
-            "auto-discover-default-role" if !allows_node_role && !is_off(value) => new.warn(
+            "auto-discover-default-role" if !allows_node_role && !value.is_some_and(is_off) => new.warn(
                 "dropped: --auto-discover-default-role gave the node's own role to every pod without a role annotation. With rolegate, \
                  these pods get no credentials. Give them a role, or set --default-role to a role for them",
             ),
@@ -55,23 +55,20 @@ pub(super) fn translate(words: &[CommandWord], variables: &Variables, new: &mut 
         new.drop("kube2iam without --host-interface redirected requests of docker0 only; rolegate redirects those of every interface");
     }
     if !new.has("metadata-profile") {
-        new.keep(
-            "metadata-profile",
-            Some("node-info"),
-            Some(
-                "added for the migration: kube2iam passed every other path on to the real service. This serves the node's addresses, \
-                 interfaces, tags and notices to all pods; user data and signed identity are never served. Remove it, or use \
-                 --node-info-namespaces, when you know who reads them (docs/metadata.md)",
-            ),
-        );
-    }
-    if !new.has("namespace-restrictions") {
         new.drop(
-            "not added: --namespace-restrictions. Add --namespace-restrictions=audit to see what restrictions would refuse, then \
-             --namespace-restrictions",
+            "kube2iam passed every other path on to the real service; rolegate serves those of docs/metadata.md, and never user data and \
+             signed identity",
         );
     }
-    new.complete();
+    let restricted = new.restricts_namespaces();
+    if !new.has("namespace-restrictions") {
+        new.keep(
+            "namespace-restrictions",
+            None,
+            Some("added, as in rolegate's own manifests: not enforced beside --migrate, but reported; enforced when you remove --migrate"),
+        );
+    }
+    new.complete(restricted.then_some("--imds-tokens=optional and --metadata-profile=node-info"));
 }
 
 /// The value of a flag, if it is given; the last one counts.
@@ -80,10 +77,6 @@ fn given<'a>(words: &'a [CommandWord], wanted: &str) -> Option<Option<&'a str>> 
         CommandWord::Flag { name, value } if name == wanted => Some(value.as_deref()),
         _ => None,
     })
-}
-
-fn is_off(value: Option<&str>) -> bool {
-    matches!(value, Some("false" | "False" | "FALSE" | "f" | "F" | "0"))
 }
 
 fn is_same_port(metrics: Option<&str>, app: Option<&str>, variables: &Variables) -> bool {

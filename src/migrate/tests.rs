@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
 use super::*;
+use crate::config::{MetadataProfile, TokenMode};
 
 const INPUTS: &[(&str, Project, &str)] = &[
     ("kube2iam_readme", Project::Kube2iam, include_str!("tests/kube2iam_readme.yaml")),
@@ -60,6 +61,8 @@ fn what_is_printed_is_read_again_and_starts() {
                 variables::Expanded::Elsewhere(_) => None,
             });
         let config = crate::config::Config::from_arguments(arguments, &|name| variables.get(name)).unwrap();
+        let strict = config.migrate.unwrap();
+        assert_eq!((strict.tokens, strict.profile, strict.restricted), (TokenMode::Required, MetadataProfile::Base, true), "{name}");
         assert_eq!(container["ports"][0]["containerPort"], config.server.port, "{name}");
         assert_eq!(container["ports"][1]["hostPort"], config.admin.port, "{name}");
         // Names that hold objects together, and the selector, are those of the input.
@@ -164,6 +167,20 @@ fn kube2iam_with(change: impl Fn(&mut Value)) -> Result<Migrated, MigrateError> 
 
 fn container(daemon_set: &mut Value) -> &mut Value {
     &mut daemon_set["spec"]["template"]["spec"]["containers"][0]
+}
+
+#[test]
+fn restrictions_that_migrate_opens_are_told_where_they_were_enforced() {
+    let told = |arguments: &[&str]| {
+        let add = |it: &mut Value| container(it)["args"].as_array_mut().unwrap().extend(arguments.iter().map(|text| (*text).into()));
+        let migrated = kube2iam_with(add).unwrap();
+        assert_eq!(migrated.yaml.matches("- --migrate\n").count(), 1, "{arguments:?}");
+        migrated.warnings.iter().filter(|warning| warning.starts_with("--migrate ")).count()
+    };
+    assert_eq!([told(&["--namespace-restrictions"]), told(&["--namespace-restrictions=true"])], [1; 2]);
+    assert_eq!([told(&[]), told(&["--namespace-restrictions=false"]), told(&["--namespace-restrictions=audit"])], [0; 3]);
+    // The list was migrated before.
+    assert_eq!(told(&["--migrate", "--namespace-restrictions", "--imds-tokens=optional"]), 0);
 }
 
 #[test]

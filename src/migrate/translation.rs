@@ -19,12 +19,13 @@ const ADDED: &[(&str, &str, &str)] = &[
          /var/lib/cni/cache/results",
     ),
 ];
-/// What both projects serve and rolegate serves only on request. Without it, old clients would break with the swap.
-const FOR_THE_SWAP: &[(&str, &str, &str)] = &[(
-    "imds-tokens",
-    "optional",
-    "added for the migration: serves IMDSv1 as well, as before. Remove it when rolegate_imdsv1_requests_total no longer rises",
-)];
+/// What rolegate serves only on request. Without it, old clients would break with the swap.
+const MIGRATE: (&str, &str) = (
+    "migrate",
+    "added for the migration: serves IMDSv1, the metadata of node-info for all pods, and roles that no annotation of the namespace \
+     allows, and records what the settings would refuse without it. Read \"rolegate report\" (docs/report.md), follow it, then remove \
+     this flag",
+);
 /// Flags whose value is not needed to check the others.
 const SAMPLES: &[(&str, &str)] = &[("node", "node-1"), ("host-ip", "192.0.2.1")];
 /// The variable of `--node`, and the one of `--host-ip`, with the fields of the pod that they are set from.
@@ -39,12 +40,11 @@ struct ArgumentLine {
 }
 
 impl ArgumentLine {
-    /// Whether a warning is about this argument, or about its absence that is told here.
+    /// Whether a warning is about this argument.
     fn is_about(&self, warning: &str) -> bool {
         let Some(rest) = warning.strip_prefix("--") else { return false };
         let name = rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next().unwrap_or_default();
-        let absent = format!("not added: --{name}.");
-        self.argument.as_deref().map(name_of) == Some(name) || self.notes.iter().any(|note| note.starts_with(&absent))
+        self.argument.as_deref().map(name_of) == Some(name)
     }
 }
 
@@ -105,7 +105,7 @@ impl Translation {
 
     /// Whether the daemon manages packet rules.
     pub(super) fn manages_rules(&self) -> bool {
-        let by_switch = self.value("iptables").is_some_and(|value| !matches!(value, "false" | "0" | "f" | "F" | "FALSE" | "False"));
+        let by_switch = self.value("iptables").is_some_and(|value| !is_off(value));
         self.value("redirect").map_or(by_switch, |backend| backend != "none")
     }
 
@@ -136,8 +136,9 @@ impl Translation {
         }
     }
 
-    /// Adds what every daemon needs.
-    pub(super) fn complete(&mut self) {
+    /// Adds `--migrate`, and what every daemon needs. `instead` are the flags that serve what the old daemon served where that
+    /// restricted namespaces, which `--migrate` does not enforce.
+    pub(super) fn complete(&mut self, instead: Option<&str>) {
         self.drop_repeated();
         if !self.has("node") && !self.has_variable("ROLEGATE_NODE") {
             self.keep("node", Some("$(NODE_NAME)"), Some("added: the node whose pods are watched and served"));
@@ -152,11 +153,12 @@ impl Translation {
                  and keep pods from the real service (docs/packet-rules.md). Better: --iptables",
             );
         }
-        for (name, value, note) in ADDED.iter().chain(FOR_THE_SWAP) {
+        for (name, value, note) in ADDED {
             if !self.has(name) {
                 self.keep(name, Some(value), Some(note));
             }
         }
+        self.migrate(instead);
         let used: Vec<String> = self.lines.iter().filter_map(|line| line.argument.as_deref()).flat_map(references).collect();
         for name in used {
             if self.has_variable(&name) {
@@ -167,6 +169,26 @@ impl Translation {
                 None => self.warn(format!("the variable {} is used above, but the manifest does not define it", text::quoted(&name))),
             }
         }
+    }
+
+    fn migrate(&mut self, instead: Option<&str>) {
+        let (name, note) = MIGRATE;
+        if self.has(name) {
+            return;
+        }
+        if let Some(instead) = instead {
+            self.warn(format!(
+                "--migrate below does not enforce the restrictions of namespaces, which the old daemon did: until you remove it, pods get \
+                 roles that the annotations of their namespaces do not allow, and the report names them. If no namespace may have that, \
+                 replace --migrate by {instead}"
+            ));
+        }
+        self.keep(name, None, Some(note));
+    }
+
+    /// Whether namespaces restrict roles, and roles that they do not allow are refused.
+    pub(super) fn restricts_namespaces(&self) -> bool {
+        self.value("namespace-restrictions").is_some_and(|value| !matches!(value, "audit") && !is_off(value))
     }
 
     /// Gives the list to rolegate's own parser. What it says stands beside the arguments.
@@ -239,6 +261,11 @@ pub(super) fn rolegate_flag(name: &str) -> Option<&'static flags::Flag> {
 /// Why a flag that rolegate accepts for the sake of kube2iam has no effect, in the words of its help.
 pub(super) fn without_effect(name: &str) -> Option<&'static str> {
     rolegate_flag(name)?.help.split_once("no effect: ").map(|(_, why)| why)
+}
+
+/// Whether the value of a switch means off.
+pub(super) fn is_off(value: &str) -> bool {
+    matches!(value, "false" | "False" | "FALSE" | "f" | "F" | "0")
 }
 
 fn name_of(argument: &str) -> &str {

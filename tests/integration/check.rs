@@ -1,6 +1,6 @@
 //! `rolegate check`, the real command, against the lab.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -351,9 +351,34 @@ fn an_argument_list_is_verified_alone() {
         assert_eq!((said.code, said.with_status("failed").len()), (code, failed), "{list:?}: {said:?}");
         assert!(said.checks().iter().all(|check| check["section"] == "arguments"), "{said:?}");
     }
-    let ignored = check(&["--format=json", "--", "--node=a", "--cache-resync-period=10m"], &none);
-    let warned = ignored.checks().into_iter().filter(|check| check["status"] == "warning");
-    assert!(warned.map(|check| check["detail"].to_string()).any(|detail| detail.contains("--cache-resync-period has no effect")));
+}
+
+#[test]
+fn warnings_about_an_argument_list_have_the_reasons_of_the_log() {
+    const FREE: &str = "namespace-restrictions-off";
+    for (list, reasons) in [
+        ("/kube2iam --node=a --cache-resync-period=10m", &["no-effect", FREE][..]),
+        ("--node=a --app-port=8181 --metrics-port=8181", &["metrics-port-moved", FREE]),
+        ("--node=a --auto-discover-default-role", &["node-role-withheld", FREE]),
+        ("--node=a --iptables --host-ip=127.0.0.1", &["host-ip-ignored", FREE]),
+        ("--node=a --iptables --host-ip=$(OTHER)", &["variable-not-expanded", FREE]),
+        ("--node=a --api-token=x", &["api-token-unused", FREE]),
+        ("--node=a --iam-role-session-ttl=30m", &["session-ttl-doubled", FREE]),
+        ("/kiam agent --node=a", &["kiam-agent", "kiam-namespaces"]),
+        ("agent --node=a --json-log --port 8181 --cert=/a", &["kiam-agent", "kiam-namespaces", "kiam-argument"]),
+        ("--node=a --no-json-log --namespace-restrictions", &["kiam-argument"]),
+        ("--node=a --namespace-restrictions", &[]),
+    ] {
+        let list = format!("{list} --token-key-file=/a");
+        let said = check(&["--format=json", "--args", &list], &BTreeMap::new());
+        let warned: BTreeSet<String> = said.with_status("warning").into_iter().collect();
+        let wanted: BTreeSet<String> = reasons.iter().map(|reason| format!("arguments/{reason}")).collect();
+        assert_eq!((said.code, warned), (0, wanted), "{list}: {said:?}");
+    }
+    for list in ["server --bind=0.0.0.0:443", "agent --port=https", "agent --bogus"] {
+        let said = check(&["--format=json", "--args", list], &BTreeMap::new());
+        assert_eq!((said.code, said.with_status("failed")), (1, vec!["arguments/flags".to_owned()]), "{list}: {said:?}");
+    }
 }
 
 #[test]
@@ -372,14 +397,30 @@ fn wrong_arguments_of_the_daemon_fail_and_wrong_usage_ends_with_2() {
 
 #[test]
 fn secrets_in_urls_are_not_shown() {
-    let said = Preflight::new().env("HTTP_PROXY", "http://user:proxy-secret@127.0.0.1:9").run(&[]);
+    let nobody = loopback().local_addr().unwrap();
+    let proxied = Preflight::new().env("HTTP_PROXY", format!("http://user:proxy-secret@{nobody}"));
+    let proxy = |said: &Said| said.check("sts/proxy")["detail"].as_str().unwrap().to_owned();
+    // The fake STS is on loopback, which has no proxy.
+    let direct = proxied.run(&[]);
+    assert!(direct.code == 0 && !proxy(&direct).contains("http:"), "{direct:?}");
+    let said = proxied.env("AWS_ENDPOINT_URL_STS", "http://sts.invalid").run(&[]);
     assert!(!said.text.contains("proxy-secret") && said.error.is_empty(), "{said:?}");
-    assert!(said.check("sts/proxy")["detail"].as_str().unwrap().contains("http://127.0.0.1:9"), "{said:?}");
+    assert!(proxy(&said).contains(&format!("http://{nobody}")), "{said:?}");
 }
 
 #[test]
 fn certificates_that_cannot_be_read_fail_before_aws_is_asked() {
-    let preflight = Preflight::new().env("AWS_CA_BUNDLE", "/does/not/exist");
-    preflight.run(&[]).assert_failed(&["sts/ca-bundle"], "PEM");
-    assert!(preflight.fakes.sts.calls().is_empty());
+    for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
+        let preflight = Preflight::new();
+        let files = ["/does/not/exist".to_owned(), preflight.fakes.file("empty", ""), preflight.fakes.file("other", "no certificate")];
+        let mut preflight = preflight;
+        for file in files {
+            preflight = preflight.env(variable, file);
+            let said = preflight.run(&[]);
+            assert_eq!(said.code, 1, "{said:?}");
+            assert!(said.check("sts/ca-bundle")["advice"].as_str().unwrap().contains("PEM"), "{said:?}");
+            assert!(said.check("sts/ca-bundle")["detail"].as_str().unwrap().contains(variable), "{said:?}");
+        }
+        assert!(preflight.fakes.sts.calls().is_empty());
+    }
 }

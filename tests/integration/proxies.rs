@@ -176,9 +176,11 @@ fn a_bundle_holds_the_only_certificates_that_aws_may_have() {
         server.clear_requests();
     }
     for file in ["/does/not/exist".to_owned(), fakes.file("empty", "")] {
-        let mut daemon = setup.clone().env("AWS_CA_BUNDLE", &file).spawn().unwrap();
-        assert_eq!(daemon.wait().unwrap().code(), Some(1), "{}", daemon.log());
-        assert!(daemon.events("fatal")[0]["error"].as_str().unwrap().contains("AWS_CA_BUNDLE"), "{}", daemon.log());
+        for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
+            let mut daemon = setup.clone().env(variable, &file).spawn().unwrap();
+            assert_eq!(daemon.wait().unwrap().code(), Some(1), "{}", daemon.log());
+            assert!(daemon.events("fatal")[0]["error"].as_str().unwrap().contains(variable), "{}", daemon.log());
+        }
     }
 }
 

@@ -7,25 +7,22 @@ use hyper_util::client::proxy::matcher::Matcher;
 use tokio::time::Instant;
 
 use super::step::{STEP, no_answer, of_failure, within};
-use crate::advice::Advise as _;
-use crate::app::prepare::{load_aws, needs_aws, rules};
-use crate::check::{CheckItem, CheckSection, CheckStatus, sts};
+use crate::advice::{Advise as _, chain};
+use crate::app::prepare::{connection_of, load_aws, needs_aws, rules};
+use crate::check::sts::{self, AuthorityCheck};
+use crate::check::{CheckItem, CheckSection, CheckStatus};
 use crate::clock::Clock;
-use crate::config::check_command::CheckPlace;
 use crate::config::{Config, Restrictions, SESSION_DURATIONS};
-use crate::credentials::sts::{Aws, Sts, StsSighting};
+use crate::credentials::sts::{AuthorityFile, Aws, Sts, StsSighting};
 use crate::credentials::{AssumeRole as _, AssumeRoleError};
 use crate::metrics::Metrics;
-use crate::pods::{Pod, PodContext, PodUid, Sandbox};
+use crate::pods::{Pod, PodContext, PodName, PodUid};
 use crate::policy::node::{IntermediateIdentity, KnownNode, NodeIdentity};
 use crate::policy::{Decision, Policy};
 
-/// The most bytes of a file with certificates that are read.
-const MAX_BUNDLE: u64 = 4 << 20;
-
-pub(super) async fn checks(config: &Config, place: &CheckPlace, role: Option<&str>) -> Vec<CheckItem> {
-    let mut checks = sts::ca_bundles(&place.ca_bundles.iter().map(|(name, path)| (*name, path.clone(), read(path))).collect::<Vec<_>>());
-    // The SDK has no connection without them: it panics.
+pub(super) async fn checks(config: &Config, role: Option<&str>) -> Vec<CheckItem> {
+    let mut checks = sts::authorities(&connection_of(&config.aws).authorities().map(|file| authority_check(&file)).collect::<Vec<_>>());
+    // The daemon does not start then.
     if checks.iter().any(|item| item.status == CheckStatus::Failed) {
         let why = "the certificates that are trusted cannot be read";
         checks.push(CheckSection::Sts.skipped("region", why));
@@ -45,7 +42,7 @@ pub(super) async fn checks(config: &Config, place: &CheckPlace, role: Option<&st
     let (node, sighting) = (NodeIdentity::default(), StsSighting::default());
     let sts = aws.sts_seen(Clock::system(), node.clone(), Metrics::new(), Some(&sighting));
     let known = within(STEP, sts.renew_identity()).await.map(|(known, _)| known);
-    checks.extend(connection(&sighting, known.as_ref()));
+    checks.extend(connection(&sighting, known.as_ref(), config.aws.proxied));
     checks.push(caller(known.as_ref()));
     checks.extend(roles(config, &aws, &sts, &node, role.map(|role| (role, matches!(known, Some(Ok(_)))))).await);
     checks
@@ -57,18 +54,18 @@ fn without_aws(mut checks: Vec<CheckItem>, why: &str) -> Vec<CheckItem> {
     checks
 }
 
-fn read(path: &str) -> Result<String, String> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    file.take(MAX_BUNDLE).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    Ok(text)
+fn authority_check(file: &AuthorityFile) -> AuthorityCheck {
+    let found = match file.read() {
+        Ok(authorities) => Ok(authorities.number),
+        Err(error) => Err((chain(&error), error.advice().map(Into::into))),
+    };
+    AuthorityCheck { variable: file.variable(), path: file.path().display().to_string(), found }
 }
 
 type Known = Result<Arc<KnownNode>, AssumeRoleError>;
 
 /// What the request showed of the way to STS.
-fn connection(sighting: &StsSighting, known: Option<&Known>) -> Vec<CheckItem> {
+fn connection(sighting: &StsSighting, known: Option<&Known>, proxied: bool) -> Vec<CheckItem> {
     let section = CheckSection::Sts;
     let Some(url) = sighting.url() else {
         return ["endpoint", "clock"].map(|check| section.skipped(check, "there were no credentials to send a request with")).into();
@@ -82,10 +79,11 @@ fn connection(sighting: &StsSighting, known: Option<&Known>) -> Vec<CheckItem> {
         }
         Some(_) => section.ok("endpoint", endpoint),
     };
-    vec![reached, sts::proxy(proxy_for(&url).as_ref()), sts::clock(sighting.ahead_of(Clock::system().now()))]
+    let proxy = if proxied { proxy_for(&url) } else { None };
+    vec![reached, sts::proxy(proxy.as_ref()), sts::clock(sighting.ahead_of(Clock::system().now()))]
 }
 
-/// The proxy that the environment names for a request, by the rules that most programs share.
+/// The proxy that the client of STS takes from the environment for a request: it reads it in the same way.
 fn proxy_for(url: &Uri) -> Option<Uri> {
     Matcher::from_env().intercept(url).map(|proxy| proxy.uri().clone())
 }
@@ -186,21 +184,6 @@ async fn assume(role: &str, policy: &Policy, sts: &Sts, node: &NodeIdentity) -> 
 
 /// A pod of nobody that names this role.
 fn pod_with(role: &str) -> Pod {
-    Pod {
-        uid: PodUid("rolegate-check".into()),
-        namespace: "rolegate".to_owned(),
-        name: "check".to_owned(),
-        service_account: "default".to_owned(),
-        role: Some(role.to_owned()),
-        external_id: None,
-        session_name: Some("rolegate-check".to_owned()),
-        ips: Vec::new(),
-        finished: false,
-        terminating: false,
-        claims_until: None,
-        host_network: false,
-        sandbox: Sandbox::default(),
-        may_have_net_raw: false,
-        owner: None,
-    }
+    let name = PodName { uid: PodUid("rolegate-check".into()), namespace: "rolegate".to_owned(), name: "check".to_owned() };
+    Pod { role: Some(role.to_owned()), session_name: Some("rolegate-check".to_owned()), ..Pod::named(name) }
 }

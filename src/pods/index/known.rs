@@ -89,15 +89,21 @@ pub struct Sandbox {
 }
 
 impl Pod {
-    /// Returns a running pod for tests, benchmarks and fuzz targets. It has these names, a UID derived from them and the
-    /// service account `default`, but no annotations and no addresses. Tests set other fields with `Pod { role,
+    /// Returns a running pod for tests, benchmarks and fuzz targets: [`Pod::named`], with a UID derived from the names. Tests set other fields with `Pod { role,
     /// ..Pod::for_test(…) }`.
     #[doc(hidden)]
     pub fn for_test(namespace: &str, name: &str) -> Self {
+        let uid = PodUid(format!("{namespace}/{name}").into());
+        Self::named(PodName { uid, namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    /// Creates a running pod with the service account `default`, without annotations and addresses.
+    pub(crate) fn named(name: PodName) -> Self {
+        let PodName { uid, namespace, name } = name;
         Self {
-            uid: PodUid(format!("{namespace}/{name}").into()),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            uid,
+            namespace,
+            name,
             service_account: "default".to_owned(),
             role: None,
             external_id: None,
