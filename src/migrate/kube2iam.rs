@@ -34,9 +34,13 @@ pub(super) fn translate(words: &[CommandWord], variables: &Variables, new: &mut 
         let value = value.as_deref();
         match name.as_str() {
             ends if ENDS.contains(&ends) => new.drop(format!("dropped: --{ends} prints something and ends the program")),
-            "auto-discover-default-role" if !allows_node_role && !value.is_some_and(is_off) => new.warn(
-                "dropped: --auto-discover-default-role gave the node's own role to every pod without a role annotation. With rolegate, \
-                 these pods get no credentials. Give them a role, or set --default-role to a role for them",
+            "auto-discover-default-role" if !allows_node_role && !value.is_some_and(is_off) => new.keep(
+                name,
+                value,
+                Some(
+                    "changed: it no longer gives the node's own role to pods without a role annotation. They get no credentials, and \
+                     \"rolegate report\" lists them. Annotate them, or set --default-role to a role for them",
+                ),
             ),
             "metrics-port" if value.is_some() && is_same_port(value, app_port, variables) => new.drop(format!(
                 "dropped: --metrics-port was the app port, which pods reach. Metrics and probes are on port {DEFAULT_METRICS_PORT} now"
