@@ -1,6 +1,7 @@
 //! `rolegate check`, the real command, against the lab.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,9 @@ use rolegate_lab::imds::ImdsBehaviour;
 use rolegate_lab::kube::{PodBuilder, Resource, Verb, node};
 use rolegate_lab::sts::{Behaviour, NODE_ACCESS_KEY_ID, NODE_SECRET_ACCESS_KEY, NODE_SESSION_TOKEN, Role};
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
-use crate::world::{Fakes, NODE, PATIENCE, arn, loopback};
+use crate::world::{Fakes, NODE, PATIENCE, arn};
 
 /// What the command said, and how it ended.
 #[derive(Debug)]
@@ -105,6 +107,14 @@ impl Preflight {
     fn run(&self, more: &[&str]) -> Said {
         self.text(&[&["--format=json"], more].concat())
     }
+}
+
+/// An address on loopback where nothing listens. While its socket is held, no other test gets the port.
+fn nobody() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
 }
 
 fn check(arguments: &[&str], env: &BTreeMap<&'static str, String>) -> Said {
@@ -280,7 +290,7 @@ fn a_missing_region_fails_and_skips_what_needs_it() {
 
 #[test]
 fn sts_that_cannot_be_reached_fails_with_its_endpoint() {
-    let nobody = loopback().local_addr().unwrap();
+    let (_held, nobody) = nobody();
     let said = Preflight::new().env("AWS_ENDPOINT_URL_STS", format!("http://{nobody}")).run(&[]);
     said.assert_failed(&["sts/endpoint"], "route and DNS");
     assert!(said.check("sts/endpoint")["detail"].as_str().unwrap().starts_with(&format!("http://{nobody}: ")));
@@ -397,7 +407,7 @@ fn wrong_arguments_of_the_daemon_fail_and_wrong_usage_ends_with_2() {
 
 #[test]
 fn secrets_in_urls_are_not_shown() {
-    let nobody = loopback().local_addr().unwrap();
+    let (_held, nobody) = nobody();
     let proxied = Preflight::new().env("HTTP_PROXY", format!("http://user:proxy-secret@{nobody}"));
     let proxy = |said: &Said| said.check("sts/proxy")["detail"].as_str().unwrap().to_owned();
     // The fake STS is on loopback, which has no proxy.
