@@ -133,7 +133,7 @@ impl App {
         if let Some(strict) = &config.migrate {
             warn!(
                 event = "migration-mode",
-                opened = strict.opened(),
+                opened = strict.opened(config.roles.restrictions),
                 "--migrate is on; serving requests that the strict settings would refuse, and recording them for rolegate report; remove \
                  --migrate once the report is empty"
             );

@@ -1,15 +1,16 @@
 //! `--migrate`: the settings that are enforced are opened to what kube2iam serves, and the strict ones are kept for the report.
 //!
 //! A strict setting is the one that the operator gave. One that was not given is that of the shipped manifests: tokens required,
-//! base metadata, namespace restrictions on. Limits that kube2iam does not have are never opened: `--allowed-roles`, the guard of
-//! the node's own role, and everything that is not in the table of metadata.
+//! base metadata, namespace restrictions on. Restrictions that the operator enforced stay enforced, as in kube2iam and kiam: no pod
+//! gets a role that it was refused before. Limits that kube2iam does not have are never opened: `--allowed-roles`, the guard of the
+//! node's own role, and everything that is not in the table of metadata.
 
 use super::source::SettingSource;
 use super::{Config, MetadataProfile, Restrictions, StrictSettings, TokenMode};
 
 impl StrictSettings {
-    /// Returns a sentence for the log: what is served only because of `--migrate`.
-    pub fn opened(&self) -> String {
+    /// Returns a sentence for the log: what is served only because of `--migrate`, with the restrictions that are in force.
+    pub fn opened(&self, restrictions: Restrictions) -> String {
         let mut opened = Vec::new();
         if self.tokens == TokenMode::Required {
             opened.push("requests without a session token (IMDSv1)");
@@ -17,7 +18,7 @@ impl StrictSettings {
         if self.profile != MetadataProfile::NodeInfo {
             opened.push("the metadata of node-info for all namespaces");
         }
-        if self.restricted {
+        if self.restricted && restrictions != Restrictions::Enforce {
             opened.push("roles that no annotation of the namespace allows");
         }
         if opened.is_empty() { "nothing: the settings given are as open as kube2iam".to_owned() } else { opened.join(", ") }
@@ -29,6 +30,7 @@ pub(super) fn open(mut config: Config, source: &mut SettingSource<'_>) -> Config
     if !source.switch("migrate") {
         return config;
     }
+    let enforced = config.roles.restrictions == Restrictions::Enforce;
     let restricted = !source.is_given("namespace-restrictions") || config.roles.restrictions != Restrictions::Off;
     config.migrate = Some(StrictSettings {
         tokens: config.server.tokens,
@@ -38,7 +40,7 @@ pub(super) fn open(mut config: Config, source: &mut SettingSource<'_>) -> Config
         node_role_withheld: source.switch("auto-discover-default-role") && !config.roles.allow_node_role,
     });
     config.server.tokens = TokenMode::Optional;
-    if restricted {
+    if restricted && !enforced {
         config.roles.restrictions = Restrictions::Audit;
     }
     // Without a metadata service, there is nothing to open.
@@ -86,11 +88,20 @@ mod tests {
             (strict_settings.tokens, strict_settings.profile, strict_settings.restricted),
             (TokenMode::Optional, MetadataProfile::NodeInfo, false)
         );
-        for mode in ["true", "audit"] {
-            let config = read(&[&format!("--namespace-restrictions={mode}")], false);
-            assert_eq!((config.roles.restrictions, strict(&config).restricted), (Restrictions::Audit, true), "{mode}");
-        }
+        let audited = read(&["--namespace-restrictions=audit"], false);
+        assert_eq!((audited.roles.restrictions, strict(&audited).restricted), (Restrictions::Audit, true));
         assert_eq!(strict(&read(&["--node-info-namespaces=a,b*"], false)).node_info_namespaces, ["a", "b*"]);
+    }
+
+    #[test]
+    fn restrictions_that_were_enforced_stay_enforced() {
+        for given in ["--namespace-restrictions", "--namespace-restrictions=true"] {
+            let config = read(&[given], false);
+            assert_eq!((config.roles.restrictions, strict(&config).restricted), (Restrictions::Enforce, true), "{given}");
+            assert!(!strict(&config).opened(config.roles.restrictions).contains("namespace allows"), "{given}");
+        }
+        let config = read(&[], false);
+        assert!(strict(&config).opened(config.roles.restrictions).contains("namespace allows"));
     }
 
     #[test]

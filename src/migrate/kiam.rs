@@ -17,8 +17,6 @@ const CHANGED: &[(&str, &str)] = &[
 
 /// The two names of the expression of paths that the agent passed on.
 const FORWARDING: [&str; 2] = ["whitelist-route-regexp", "allow-route-regexp"];
-/// Serves what an agent served that passed requests on.
-const AS_OPEN_AS_KIAM: &str = "--imds-tokens=optional and --metadata-profile=node-info";
 
 /// Whether a flag takes no value from the next word.
 pub(super) fn is_switch(name: &str) -> bool {
@@ -52,15 +50,7 @@ pub(super) fn translate(agent: &[CommandWord], server: &[CommandWord], new: &mut
     if !new.has("namespace-restrictions") {
         new.keep("namespace-restrictions", None, Some("added: kiam always checked the namespace's annotation iam.amazonaws.com/permitted"));
     }
-    let restricted = new.restricts_namespaces();
-    let instead = if agent.iter().any(forwards) { AS_OPEN_AS_KIAM } else { "--imds-tokens=optional" };
-    new.complete(restricted.then_some(instead));
-}
-
-/// Whether the agent passed other requests on to the real service.
-fn forwards(word: &CommandWord) -> bool {
-    let CommandWord::Flag { name, value } = word else { return false };
-    FORWARDING.contains(&name.as_str()) && !value.as_deref().is_some_and(is_no_route)
+    new.complete();
 }
 
 /// Whether an expression matches no path.

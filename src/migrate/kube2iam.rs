@@ -64,15 +64,13 @@ pub(super) fn translate(words: &[CommandWord], variables: &Variables, new: &mut 
              signed identity",
         );
     }
-    let restricted = new.restricts_namespaces();
     if !new.has("namespace-restrictions") {
-        new.keep(
-            "namespace-restrictions",
-            None,
-            Some("added, as in rolegate's own manifests: not enforced beside --migrate, but reported; enforced when you remove --migrate"),
+        new.drop(
+            "not added: --namespace-restrictions, which kube2iam did not enforce. With --migrate, the report names the roles that it would \
+             refuse. Add it when you remove --migrate",
         );
     }
-    new.complete(restricted.then_some("--imds-tokens=optional and --metadata-profile=node-info"));
+    new.complete();
 }
 
 /// The value of a flag, if it is given; the last one counts.

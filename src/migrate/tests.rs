@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 
 use super::*;
-use crate::config::{MetadataProfile, TokenMode};
+use crate::config::{Config, MetadataProfile, Restrictions, TokenMode};
 
 const INPUTS: &[(&str, Project, &str)] = &[
     ("kube2iam_readme", Project::Kube2iam, include_str!("tests/kube2iam_readme.yaml")),
@@ -60,7 +60,7 @@ fn what_is_printed_is_read_again_and_starts() {
                 variables::Expanded::Text(text) => Some(text),
                 variables::Expanded::Elsewhere(_) => None,
             });
-        let config = crate::config::Config::from_arguments(arguments, &|name| variables.get(name)).unwrap();
+        let config = Config::from_arguments(arguments, &|name| variables.get(name)).unwrap();
         let strict = config.migrate.unwrap();
         assert_eq!((strict.tokens, strict.profile, strict.restricted), (TokenMode::Required, MetadataProfile::Base, true), "{name}");
         assert_eq!(container["ports"][0]["containerPort"], config.server.port, "{name}");
@@ -170,17 +170,25 @@ fn container(daemon_set: &mut Value) -> &mut Value {
 }
 
 #[test]
-fn restrictions_that_migrate_opens_are_told_where_they_were_enforced() {
-    let told = |arguments: &[&str]| {
+fn restrictions_are_enforced_where_they_were() {
+    let restrictions = |arguments: &[&str]| {
         let add = |it: &mut Value| container(it)["args"].as_array_mut().unwrap().extend(arguments.iter().map(|text| (*text).into()));
-        let migrated = kube2iam_with(add).unwrap();
-        assert_eq!(migrated.yaml.matches("- --migrate\n").count(), 1, "{arguments:?}");
-        migrated.warnings.iter().filter(|warning| warning.starts_with("--migrate ")).count()
+        let yaml = kube2iam_with(add).unwrap().yaml;
+        assert_eq!(yaml.matches("- --migrate\n").count(), 1, "{arguments:?}");
+        let printed =
+            yaml.lines().filter_map(|line| line.trim().strip_prefix("- ")).filter(|line| line.starts_with("--namespace-restrictions"));
+        let command = [&["--node=a", "--migrate"][..], &printed.collect::<Vec<_>>()].concat();
+        Config::from_arguments(command.into_iter().map(str::to_owned), &|_| None).unwrap().roles.restrictions
     };
-    assert_eq!([told(&["--namespace-restrictions"]), told(&["--namespace-restrictions=true"])], [1; 2]);
-    assert_eq!([told(&[]), told(&["--namespace-restrictions=false"]), told(&["--namespace-restrictions=audit"])], [0; 3]);
-    // The list was migrated before.
-    assert_eq!(told(&["--migrate", "--namespace-restrictions", "--imds-tokens=optional"]), 0);
+    for given in ["--namespace-restrictions", "--namespace-restrictions=true"] {
+        assert_eq!(restrictions(&[given]), Restrictions::Enforce, "{given}");
+        // The list was migrated before.
+        assert_eq!(restrictions(&["--migrate", given]), Restrictions::Enforce, "{given}");
+    }
+    assert_eq!(restrictions(&["--namespace-restrictions=false"]), Restrictions::Off);
+    for given in [&[][..], &["--namespace-restrictions=audit"]] {
+        assert_eq!(restrictions(given), Restrictions::Audit, "{given:?}");
+    }
 }
 
 #[test]

@@ -22,8 +22,8 @@ const ADDED: &[(&str, &str, &str)] = &[
 /// What rolegate serves only on request. Without it, old clients would break with the swap.
 const MIGRATE: (&str, &str) = (
     "migrate",
-    "added for the migration: serves IMDSv1, the metadata of node-info for all pods, and roles that no annotation of the namespace \
-     allows, and records what the settings would refuse without it. Read \"rolegate report\" (docs/report.md), follow it, then remove \
+    "added for the migration: serves IMDSv1, the metadata of node-info for all pods and, unless --namespace-restrictions is given, \
+     roles that no annotation of the namespace allows, and records what the settings would refuse without it. Read \"rolegate report\" (docs/report.md), follow it, then remove \
      this flag",
 );
 /// Flags whose value is not needed to check the others.
@@ -136,9 +136,8 @@ impl Translation {
         }
     }
 
-    /// Adds `--migrate`, and what every daemon needs. `instead` are the flags that serve what the old daemon served where that
-    /// restricted namespaces, which `--migrate` does not enforce.
-    pub(super) fn complete(&mut self, instead: Option<&str>) {
+    /// Adds `--migrate`, and what every daemon needs.
+    pub(super) fn complete(&mut self) {
         self.drop_repeated();
         if !self.has("node") && !self.has_variable("ROLEGATE_NODE") {
             self.keep("node", Some("$(NODE_NAME)"), Some("added: the node whose pods are watched and served"));
@@ -158,7 +157,7 @@ impl Translation {
                 self.keep(name, Some(value), Some(note));
             }
         }
-        self.migrate(instead);
+        self.migrate();
         let used: Vec<String> = self.lines.iter().filter_map(|line| line.argument.as_deref()).flat_map(references).collect();
         for name in used {
             if self.has_variable(&name) {
@@ -171,24 +170,11 @@ impl Translation {
         }
     }
 
-    fn migrate(&mut self, instead: Option<&str>) {
+    fn migrate(&mut self) {
         let (name, note) = MIGRATE;
-        if self.has(name) {
-            return;
+        if !self.has(name) {
+            self.keep(name, None, Some(note));
         }
-        if let Some(instead) = instead {
-            self.warn(format!(
-                "--migrate below does not enforce the restrictions of namespaces, which the old daemon did: until you remove it, pods get \
-                 roles that the annotations of their namespaces do not allow, and the report names them. If no namespace may have that, \
-                 replace --migrate by {instead}"
-            ));
-        }
-        self.keep(name, None, Some(note));
-    }
-
-    /// Whether namespaces restrict roles, and roles that they do not allow are refused.
-    pub(super) fn restricts_namespaces(&self) -> bool {
-        self.value("namespace-restrictions").is_some_and(|value| !matches!(value, "audit") && !is_off(value))
     }
 
     /// Gives the list to rolegate's own parser. What it says stands beside the arguments.
