@@ -143,16 +143,30 @@ fn a_kubeconfig_may_name_a_proxy() {
 
 #[test]
 fn a_proxy_that_cannot_be_used_is_told_without_its_password() {
-    for scheme in ["socks5", "ftp"] {
+    for scheme in ["socks5://", "ftp://", ""] {
         let fakes = Fakes::new();
         let mut kubeconfig: serde_json::Value = serde_json::from_str(&fakes.api.kubeconfig()).unwrap();
-        kubeconfig["clusters"][0]["cluster"]["proxy-url"] = format!("{scheme}://operator:{SECRET}@127.0.0.1:1").into();
+        kubeconfig["clusters"][0]["cluster"]["proxy-url"] = format!("{scheme}operator:{SECRET}@127.0.0.1:1").into();
         let file = fakes.file("proxied", &kubeconfig.to_string());
         let mut daemon = fakes.setup().argument(format!("--kubeconfig={file}")).spawn().unwrap();
         assert_eq!(daemon.wait().unwrap().code(), Some(1), "{}", daemon.log());
         assert_eq!(daemon.events("fatal").len(), 1);
         assert!(daemon.log().contains("127.0.0.1:1") && !daemon.log().contains(SECRET), "{}", daemon.log());
     }
+}
+
+/// As in Go programs, it is an HTTP proxy.
+#[test]
+fn a_proxy_without_a_scheme_is_used_and_not_told() {
+    let fakes = Fakes::new();
+    let proxy = Proxy::to(fakes.sts.addr());
+    let proxied = proxy.url().replace("http://", "");
+    let setup = fakes.setup().env("AWS_ENDPOINT_URL_STS", STS).env("HTTP_PROXY", &proxied);
+    let daemon = setup.env("HTTPS_PROXY", format!("operator:{SECRET}@proxy.rolegate.invalid:3128")).start().unwrap();
+    // The Kubernetes API is behind the second one, which nobody can find.
+    daemon.wait_for_event("watch-failed").unwrap();
+    daemon.wait_for_event("own-identity").unwrap();
+    assert!(!proxy.heads().is_empty() && !daemon.log().contains(SECRET), "{}", daemon.log());
 }
 
 #[test]
