@@ -87,6 +87,16 @@ fn without_any_name_the_daemon_asks_for_one() {
     cluster.bed.assert_refused(&pod);
 }
 
+/// It ends before it would have placed any rule.
+#[test]
+fn a_self_test_that_cannot_run_leaves_the_guard() {
+    let Some(cluster) = Cluster::new() else { return };
+    let pod = cluster.pod("cali");
+    let error = ends(&cluster, &["--iptables", "--host-interface=cali+", "--self-test=on"]);
+    assert!(error.contains("--self-test=on"), "{error}");
+    cluster.bed.assert_refused(&pod);
+}
+
 #[test]
 fn a_pod_outside_of_the_hosts_network_is_an_error() {
     for arguments in [&["--iptables"][..], &["--node=node-a"]] {
