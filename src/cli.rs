@@ -182,10 +182,12 @@ fn migrate_command() -> Command {
 pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let command = command();
     let is_other = |word: &str| word == "help" || command.get_subcommands().any(|other| other.get_name() == word && word != RUN);
-    let TranslatedArguments { arguments, warnings, of_daemon } = match translate(arguments, is_other) {
+    let given: Vec<OsString> = arguments.into_iter().collect();
+    let TranslatedArguments { arguments, warnings, of_daemon } = match translate(given.iter().cloned(), is_other) {
         Ok(translated) => translated,
         Err(error) => {
             say(&format!("rolegate: {error}"));
+            guard_before_exit(&given, env);
             return ExitCode::from(USAGE);
         }
     };
@@ -457,7 +459,17 @@ fn prepare() -> anyhow::Result<()> {
 fn serve(mut config: Config) -> anyhow::Result<()> {
     prepare()?;
     fit_into_open_files(&mut config);
-    let self_test = restrict(&config)?;
+    let self_test = match restrict(&config) {
+        Ok(self_test) => self_test,
+        Err(error) => {
+            // The daemon would place it next, and is started again and again until then.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            return Err(match runtime.block_on(place_guard(config.redirect.backend)) {
+                Ok(()) => error,
+                Err(failure) => failure.context(error.to_string()),
+            });
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let app = App::bind(config).await?.with_self_test(self_test);

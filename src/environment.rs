@@ -7,8 +7,8 @@
 //!
 //! - A variable that is empty is not there: manifests leave variables empty.
 //! - Proxies are those of `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, upper or lower case, as for programs written in Go
-//!   (`golang.org/x/net/http/httpproxy`). Loopback addresses get none, as there, and no link-local addresses either: the
-//!   metadata service and the agents with container credentials answer with secrets.
+//!   (`golang.org/x/net/http/httpproxy`): one without a scheme is an HTTP proxy. Loopback addresses get none, as there, and no
+//!   link-local addresses either: the metadata service and the agents with container credentials answer with secrets.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt as _;
@@ -42,7 +42,7 @@ pub fn cleaned(variables: impl IntoIterator<Item = Variable>) -> Option<Vec<Vari
     let mut proxies = Vec::new();
     for (upper, lower) in PROXIES {
         let (first, second) = (taken(upper), taken(lower));
-        proxies.extend(first.or(second).map(|proxy| (OsString::from(upper), proxy)));
+        proxies.extend(first.or(second).map(|proxy| (OsString::from(upper), with_scheme(proxy))));
     }
     let (first, second) = (taken(NO_PROXY.0), taken(NO_PROXY.1));
     if !proxies.is_empty() {
@@ -65,6 +65,14 @@ pub fn start_again(arguments: impl IntoIterator<Item = OsString>, environment: V
         program.arg0(name);
     }
     program.args(arguments).env_clear().envs(environment).exec()
+}
+
+/// The URL of a proxy. Libraries here take one without a scheme for a mistake, and some repeat it with its password.
+fn with_scheme(proxy: OsString) -> OsString {
+    match proxy.to_str() {
+        Some(text) if !text.contains("://") => format!("http://{text}").into(),
+        _ => proxy,
+    }
 }
 
 /// The list of hosts without a proxy, in the words that all libraries here know, and what never has one.
@@ -121,6 +129,10 @@ mod tests {
         assert_eq!(clean(&[("https_proxy", "http://proxy")]), proxied("HTTPS_PROXY", NEVER));
         assert_eq!(clean(&[("HTTPS_PROXY", ""), ("https_proxy", "http://proxy")]), proxied("HTTPS_PROXY", NEVER));
         assert_eq!(clean(&[("HTTP_PROXY", "http://proxy"), ("http_proxy", "http://other")]), proxied("HTTP_PROXY", NEVER));
+        assert_eq!(clean(&[("HTTPS_PROXY", "a:b@proxy:3128")]), {
+            let url = ("HTTPS_PROXY", "http://a:b@proxy:3128");
+            Some(variables(&[url, ("NO_PROXY", NEVER)]))
+        });
         // Neither of these is read there.
         assert_eq!(clean(&[("ALL_PROXY", "http://proxy"), ("REQUEST_METHOD", "GET"), ("NO_PROXY", "a")]), Some(vec![]));
         let no = |list: &str| clean(&[("HTTPS_PROXY", "http://proxy"), ("no_proxy", list)]);

@@ -26,21 +26,18 @@ pub(crate) fn quoted(text: &str) -> String {
     if start.len() < text.len() { format!("{start:?}... ({} bytes)", text.len()) } else { format!("{text:?}") }
 }
 
-/// Returns a text without the user names and passwords of the URLs in it: `http://user:password@proxy` is `http://...@proxy`.
+/// Returns a text without the user names and passwords of the URLs in it: `http://user:password@proxy` is `http://...@proxy`. A proxy
+/// may be written without a scheme, so everything before an `@` counts as such.
 pub(crate) fn without_userinfo(text: &str) -> String {
-    let mut parts = text.split("://");
-    let mut shown = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let authority = part.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\''));
-        let authority = authority.map_or(part, |end| &part[..end]);
-        let rest = match authority.rfind('@') {
-            Some(at) => format!("...{}", &part[at..]),
-            None => part.to_owned(),
-        };
-        shown.push_str("://");
-        shown.push_str(&rest);
-    }
-    shown
+    let ends_word = |c: char| c.is_whitespace() || matches!(c, '"' | '\'');
+    let shown = text.split_inclusive(ends_word).map(|word| {
+        let start = word.find("://").map_or(0, |at| at + "://".len());
+        match word.rfind('@') {
+            Some(at) if at >= start => format!("{}...{}", &word[..start], &word[at..]),
+            _ => word.to_owned(),
+        }
+    });
+    shown.collect()
 }
 
 /// Returns the whole text for a terminal, with `?` in place of control characters, which could move the cursor.
@@ -69,7 +66,9 @@ mod tests {
                 "no: http://s3cr3t@proxy/ and https://a:s3cr3t@b, (socks5://s@3cr3t@c)",
                 "no: http://...@proxy/ and https://...@b, (socks5://...@c)",
             ),
-            ("https://sts.amazonaws.com/?a=b@c, d@e", "https://...@c, d@e"),
+            ("https://sts.amazonaws.com/?a=b@c, d@e", "https://...@c, ...@e"),
+            ("configured proxy user:s3cr3t@proxy:3128 is odd", "configured proxy ...@proxy:3128 is odd"),
+            ("\"user:s3cr3t@proxy\" http://a:s3cr3t://b@proxy", "\"...@proxy\" http://...@proxy"),
             ("http://user:s3/cr3t@proxy, next", "http://...@proxy, next"),
             ("nothing", "nothing"),
             ("", ""),

@@ -134,9 +134,9 @@ impl OwnPod {
         let OwnPodHints { name, namespace, uid, hostname, .. } = &self.hints;
         let uid = self.token.uid.as_ref().or(uid.as_ref());
         let namespace = self.token.namespace.as_ref().or(namespace.as_ref());
-        for name in [&self.token.pod, name, hostname].into_iter().flatten() {
-            // In the network of a node, the host's name is that of the node, and may be some pod's as well.
-            let is_name = self.token.pod.is_some() || self.hints.name.is_some();
+        // In the network of a node, the host's name is that of the node, and may be any pod's as well.
+        let candidates = [(&self.token.pod, true), (name, true), (hostname, false)];
+        for (name, is_name) in candidates.into_iter().filter_map(|(name, is_name)| Some((name.as_ref()?, is_name))) {
             let is_own = |pod: &PodOnNode| uid.map_or_else(|| is_name || self.is_here(pod), |uid| *uid == pod.uid);
             let of_namespace = namespace.map(|namespace| format!(",metadata.namespace={namespace}")).unwrap_or_default();
             let found = pods_with(kube, &format!("metadata.name={name}{of_namespace}")).await?;

@@ -319,11 +319,12 @@ impl LimitsState {
     }
 
     /// Opens waiting connections, in their order, as far as they fit.
-    fn grant(&mut self, settings: &ConnectionSettings) {
+    fn grant(&mut self, settings: &ConnectionSettings, now: u64) {
         loop {
             let fits = |waiter: &ConnectionWaiter| self.fits(settings, &waiter.source, &waiter.key).is_ok();
             let next = self.queue.iter().find(|(_, waiter)| fits(waiter)).map(|(id, _)| id);
             let Some(waiter) = next.and_then(|id| self.queue.leave(id)) else { break };
+            waiter.slot.opened(now);
             self.open(waiter.source, waiter.key, waiter.slot);
             // If the receiver is gone, this drops the permit and its place.
             let _ = waiter.granted.send(());
@@ -400,6 +401,7 @@ impl ConnectionPermit {
         if !state.replace_idle(&self.shared.settings, &source, &key, limit, &self.slot, now) {
             return false;
         }
+        self.slot.opened(now);
         state.queue.leave(id);
         self.shared.waiting.store(state.queue.len(), Ordering::Relaxed);
         true
@@ -420,7 +422,7 @@ impl Drop for ConnectionPermit {
             }
         };
         if left && !state.queue.is_empty() {
-            state.grant(&self.shared.settings);
+            state.grant(&self.shared.settings, self.shared.now());
         }
         self.shared.waiting.store(state.queue.len(), Ordering::Relaxed);
     }

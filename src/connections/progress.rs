@@ -66,13 +66,15 @@ struct State {
     phase: Phase,
     /// When the phase began. While a request is answered: when its first byte arrived.
     since: Instant,
+    /// The body of the request that is being answered is awaited.
+    waits_for_body: bool,
     scan: Scan,
 }
 
 impl Progress {
     /// Creates the progress of a connection that was just opened.
     pub(crate) fn new(timeouts: Timeouts) -> Self {
-        let state = State { phase: Phase::Idle, since: Instant::now(), scan: Scan::default() };
+        let state = State { phase: Phase::Idle, since: Instant::now(), waits_for_body: false, scan: Scan::default() };
         Self { timeouts, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -110,6 +112,21 @@ impl Progress {
     /// Returns until when a request that is being answered must have arrived, its body included.
     pub(crate) fn request_deadline(&self) -> Instant {
         self.state().since + self.timeouts.head
+    }
+
+    /// Records that the body of the request that is being answered is awaited.
+    pub(crate) fn body_begins(&self) {
+        self.state().waits_for_body = true;
+    }
+
+    /// Records that the body has arrived, or is awaited no longer.
+    pub(crate) fn body_ends(&self) {
+        self.state().waits_for_body = false;
+    }
+
+    /// Whether the client has yet to send the body of a request.
+    pub(crate) fn waits_for_body(&self) -> bool {
+        self.state().waits_for_body
     }
 
     /// Whether the request that is being answered has no `Content-Length`, and all that followed its head is an empty chunked

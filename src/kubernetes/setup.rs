@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use kube::Config;
 use kube::client::AuthError;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
@@ -99,7 +100,12 @@ async fn begin(api: &ApiConfig) -> Result<Setup, ClientError> {
                 reason: without_userinfo(&chain(&error)),
             };
             let kubeconfig = Kubeconfig::read_from(path).map_err(wrap)?;
-            Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrap)?
+            let names_proxy = names_proxy(&kubeconfig);
+            let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrap)?;
+            if !names_proxy {
+                config.proxy_url = proxy_for(&config.cluster_url);
+            }
+            config
         }
         // As kube2iam: only with a token of its own does the address stand for another identity. The URL here is replaced below.
         (None, Some(_)) if is_of_service_account(api) => {
@@ -125,6 +131,22 @@ async fn begin(api: &ApiConfig) -> Result<Setup, ClientError> {
     // This runs an exec plugin, and waits for it: not where requests are served.
     let made = tokio::task::spawn_blocking(move || kube::Client::try_from(config).map_err(|error| ClientError::Client(told(&error))));
     Ok(Setup { made, began: Instant::now(), files })
+}
+
+/// Whether the kubeconfig names a proxy for its cluster.
+fn names_proxy(kubeconfig: &Kubeconfig) -> bool {
+    let context = kubeconfig.contexts.iter().find(|context| Some(&context.name) == kubeconfig.current_context.as_ref());
+    let name = context.and_then(|context| context.context.as_ref()).map(|context| &context.cluster);
+    let cluster = kubeconfig.clusters.iter().find(|cluster| Some(&cluster.name) == name).and_then(|cluster| cluster.cluster.as_ref());
+    cluster.and_then(|cluster| cluster.proxy_url.as_ref()).is_some_and(|proxy| !proxy.is_empty())
+}
+
+/// The proxy that the environment names for the API, with its user and password. kube compares `NO_PROXY` with the address of the
+/// proxy itself, so that requests to an API without a proxy would go through one.
+fn proxy_for(url: &http::Uri) -> Option<http::Uri> {
+    let variable = if url.scheme() == Some(&http::uri::Scheme::HTTP) { "HTTP_PROXY" } else { "HTTPS_PROXY" };
+    Matcher::from_env().intercept(url)?;
+    std::env::var(variable).ok()?.parse().ok()
 }
 
 /// What went wrong; of an exec plugin never its output, which is in kube's text and may hold a token.

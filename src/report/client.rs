@@ -6,6 +6,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{MigrationReport, REPORT_VERSION};
 use crate::daemon_client::{AskError, DaemonPage, DaemonQuestion, ask, ask_on};
+use crate::text::is_object_name;
 
 const REPORT_PAGE: DaemonPage = DaemonPage {
     name: "report",
@@ -20,8 +21,17 @@ fn question() -> DaemonQuestion {
     DaemonQuestion { page: REPORT_PAGE, method: Method::GET, target: "/report?format=json".to_owned(), header: None }
 }
 
+/// Whether a report has the form of this version. People copy commands and flags from it, so names must be names: where no daemon
+/// listens, any program in the node's network may answer.
 fn is_current(report: &MigrationReport) -> bool {
-    report.version == REPORT_VERSION
+    let MigrationReport { version, strict, namespaces, workloads, .. } = report;
+    let is_key = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte));
+    let is_pattern =
+        |pattern: &str| pattern.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-*".contains(&byte));
+    *version == REPORT_VERSION
+        && namespaces.iter().all(|namespace| is_object_name(&namespace.name) && is_key(&namespace.annotation))
+        && workloads.iter().all(|workload| is_object_name(&workload.namespace))
+        && strict.iter().flat_map(|strict| &strict.node_info_namespaces).all(|pattern| is_pattern(pattern))
 }
 
 /// Reads the report of the daemon at `daemon`.

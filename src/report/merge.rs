@@ -26,7 +26,7 @@ impl MigrationReport {
             (Some(own), Some(other)) => add_new(&mut own.node_info_namespaces, other.node_info_namespaces),
             (own, other) => *own = own.take().or(other),
         }
-        self.left_out += other.left_out;
+        self.left_out = self.left_out.saturating_add(other.left_out);
         let mut namespaces: BTreeMap<String, ReportedNamespace> = by(self.namespaces.drain(..), |namespace| namespace.name.clone());
         for namespace in other.namespaces {
             match namespaces.get_mut(&namespace.name) {
@@ -75,7 +75,7 @@ impl ReportedWorkload {
         for finding in other.findings {
             match findings.get_mut(&key(&finding)) {
                 Some(own) => {
-                    own.count += finding.count;
+                    own.count = own.count.saturating_add(finding.count);
                     own.last_seen_seconds = own.last_seen_seconds.into_iter().chain(finding.last_seen_seconds).min();
                 }
                 None => drop(findings.insert(key(&finding), finding)),

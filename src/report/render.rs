@@ -69,7 +69,8 @@ impl MigrationReport {
     fn change_for(&self, workload: &ReportedWorkload, finding: &Finding) -> Option<String> {
         match finding.finding {
             FindingKind::Role => {
-                self.namespaces.iter().find(|namespace| namespace.name == workload.namespace).map(ReportedNamespace::command)
+                let allows = |namespace: &&ReportedNamespace| namespace.name == workload.namespace && namespace.allows(&finding.subject);
+                self.namespaces.iter().find(allows).map(ReportedNamespace::command)
             }
             FindingKind::Metadata if finding.reason == "node-info" => {
                 self.node_info_namespaces().map(|namespaces| format!("--node-info-namespaces={namespaces}"))
@@ -82,6 +83,11 @@ impl MigrationReport {
 }
 
 impl ReportedNamespace {
+    /// Whether a pattern to add is that of this role.
+    fn allows(&self, role: &str) -> bool {
+        self.missing.iter().any(|pattern| pattern == role || *pattern == regex::escape(role))
+    }
+
     /// Returns the command that sets the annotation.
     pub(crate) fn command(&self) -> String {
         let assignment = printable(&format!("{}={}", self.annotation, self.value)).replace('\'', r"'\''");

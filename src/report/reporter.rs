@@ -51,8 +51,14 @@ type Key = (FindingKind, String, &'static str);
 #[derive(Default)]
 struct Draft {
     workloads: BTreeMap<Workload, BTreeMap<Key, Counted>>,
-    /// The roles to allow, by namespace.
-    missing: BTreeMap<Box<str>, BTreeSet<String>>,
+    /// The roles to allow with their patterns, by namespace.
+    missing: BTreeMap<Box<str>, BTreeMap<String, String>>,
+}
+
+/// A role, and the pattern that matches exactly this role.
+struct RolePattern {
+    role: String,
+    pattern: String,
 }
 
 #[derive(Default)]
@@ -82,8 +88,10 @@ impl Draft {
         }
     }
 
-    fn allow(&mut self, workload: &Workload, role: &str) {
-        self.missing.entry(workload.namespace.clone()).or_default().insert(role.to_owned());
+    fn allow(&mut self, workload: &Workload, pattern: Option<RolePattern>) {
+        if let Some(RolePattern { role, pattern }) = pattern {
+            self.missing.entry(workload.namespace.clone()).or_default().insert(role, pattern);
+        }
     }
 }
 
@@ -142,8 +150,8 @@ impl MigrationReporter {
             match self.policy.decide(&pod, &context) {
                 Decision::Allow { request, audit: Some(denial) } if !denial.may_pass() => {
                     let role = request.role().to_string();
-                    draft.add(&workload, (FindingKind::Role, role.clone(), denial.name()), || self.advice_of_namespace(denial));
-                    draft.allow(&workload, &role);
+                    draft.add(&workload, (FindingKind::Role, role.clone(), denial.name()), || self.advice_of_namespace(denial, &role));
+                    draft.allow(&workload, self.pattern(&role));
                 }
                 // Most pods use no role.
                 Decision::Allow { .. } | Decision::Deny(Denial::NoRole) => {}
@@ -180,9 +188,10 @@ impl MigrationReporter {
                 let now = namespace.and_then(|namespace| self.check(&subject, &namespace));
                 let Err(denial) = now.unwrap_or(Err(denial)) else { return };
                 if subject.parse::<RoleArn>().is_ok() {
-                    draft.allow(workload, &subject);
+                    draft.allow(workload, self.pattern(&subject));
                 }
-                ((FindingKind::Role, subject, denial.name()), self.advice_of_namespace(denial))
+                let advice = self.advice_of_namespace(denial, &subject);
+                ((FindingKind::Role, subject, denial.name()), advice)
             }
         };
         draft.count(workload, key, || advice, tally.count, Some(tally.last));
@@ -200,21 +209,23 @@ impl MigrationReporter {
         Workload::of(pod, &self.node)
     }
 
-    /// Returns the pattern that matches exactly this role.
-    fn pattern(&self, role: &str) -> String {
-        match self.patterns {
-            // An ARN has no star.
+    /// Returns the pattern that matches exactly this role; `None` if there is none. The path of a role may have stars, which match any
+    /// text in a glob: whoever annotates a pod with such a role must not get a list that allows others.
+    fn pattern(&self, role: &str) -> Option<RolePattern> {
+        let pattern = match self.patterns {
+            PatternFormat::Glob if role.contains('*') => return None,
             PatternFormat::Glob => role.to_owned(),
             PatternFormat::Regexp => regex::escape(role),
-        }
+        };
+        Some(RolePattern { role: role.to_owned(), pattern })
     }
 
-    fn namespace(&self, name: &str, roles: BTreeSet<String>) -> ReportedNamespace {
+    fn namespace(&self, name: &str, roles: BTreeMap<String, String>) -> ReportedNamespace {
         let namespace = self.pods.namespace(name);
         let list = namespace.as_ref().and_then(|namespace| namespace.allowed_roles.as_deref());
         let mut existing = list.and_then(|list| serde_json::from_str::<Vec<String>>(list).ok());
         let check = namespace.as_deref().map(|namespace| {
-            let role = roles.first().and_then(|role| role.parse().ok());
+            let role = roles.keys().next().and_then(|role| role.parse().ok());
             role.map_or(Ok(()), |role| self.policy.check_namespace(&role, Some(namespace)))
         });
         let note = match (&namespace, check) {
@@ -228,7 +239,7 @@ impl MigrationReporter {
             }
             _ => None,
         };
-        let missing: Vec<_> = roles.iter().map(|role| self.pattern(role)).collect();
+        let missing: Vec<_> = roles.into_values().collect();
         ReportedNamespace {
             name: name.to_owned(),
             annotation: self.allowed_roles.clone(),
@@ -239,14 +250,17 @@ impl MigrationReporter {
         }
     }
 
-    fn advice_of_namespace(&self, denial: Denial) -> String {
+    fn advice_of_namespace(&self, denial: Denial, role: &str) -> String {
         match denial {
             Denial::BadNamespaceList(..) => denial.with_advice(),
+            _ if self.pattern(role).is_none() => STAR_IN_PATH.to_owned(),
             _ => format!("if pods of the namespace may have the role, add it to the annotation {} of the namespace", self.allowed_roles),
         }
     }
 }
 
+const STAR_IN_PATH: &str = "no glob pattern matches this role alone, because its path has a star, which matches any text: correct the role \
+                            annotation, or use regular expressions (--namespace-restriction-format=regexp)";
 const NEEDS_TOKENS: &str = "update the client or its SDK to a version that uses IMDSv2; until then, keep --imds-tokens=optional";
 const ON_HOST_NETWORK: &str = "rolegate cannot identify pods in the host's network: remove hostNetwork, or give the pod credentials in \
                                another way";

@@ -110,6 +110,30 @@ async fn a_role_is_a_finding_until_the_namespace_allows_it() {
 }
 
 #[tokio::test]
+async fn a_star_in_the_path_of_a_role_is_never_in_a_glob() {
+    let star = "arn:aws:iam::111122223333:role/*/admin";
+    let node = Node::new(|_, _| {});
+    node.list(Some(r#"["web"]"#));
+    let (hostile, billing) = (pod("hostile", 1, Some(star)), pod("billing", 2, Some("billing")));
+    node.pods([hostile.clone()]);
+    node.asks(&hostile);
+    assert_eq!(node.found(), [row("StatefulSet/hostile", FindingKind::Role, star, "not-allowed-in-namespace", 1)]);
+    assert_eq!(node.reporter.report().namespaces, []);
+    node.pods([billing, hostile]);
+    let report = node.reporter.report();
+    assert_eq!(report.namespaces[0].missing, [BILLING]);
+    let line = report_csv(&report).lines().find(|line| line.contains("hostile")).map(str::to_owned).unwrap();
+    assert!(!line.contains("kubectl"), "{line}");
+    // What pods did that are gone.
+    node.pods([]);
+    assert_eq!((node.found().len(), node.reporter.report().namespaces), (1, vec![]));
+    let node = Node::new(|_, reporter| reporter.patterns = PatternFormat::Regexp);
+    node.list(Some("[]"));
+    node.pods([pod("hostile", 1, Some(star))]);
+    assert_eq!(node.reporter.report().namespaces[0].missing, [regex::escape(star)]);
+}
+
+#[tokio::test]
 async fn what_pods_did_that_are_gone_is_judged_by_the_list_of_now() {
     let node = Node::new(|_, _| {});
     node.list(Some("[]"));

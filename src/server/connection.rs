@@ -33,16 +33,17 @@ impl<A: AssumeRole> Server<A> {
                 tokio::task::yield_now().await;
             }
             progress.request_begins();
+            let (request, incoming) = request.into_parts();
+            // A connection whose client holds back a body counts as idle: another one may need its place.
+            let body = match admission {
+                Admission::Pod(_) => read_body(&request, incoming, progress).await,
+                Admission::Probe | Admission::Refused => Body::Unread,
+            };
             permit.request_begins();
             self.settle(admission, permit);
-            let (request, incoming) = request.into_parts();
-            let mut is_last = false;
+            let is_last = body != Body::Unread;
             let mut response = match admission {
-                Admission::Pod(origin) => {
-                    let body = read_body(&request, incoming, progress).await;
-                    is_last = body != Body::Unread;
-                    self.proxy.handle(origin, &request, body).await
-                }
+                Admission::Pod(origin) => self.proxy.handle(origin, &request, body).await,
                 Admission::Probe | Admission::Refused => probe(&request, &self.starting()),
             };
             self.settle(admission, permit);
@@ -72,7 +73,7 @@ impl<A: AssumeRole> Server<A> {
             overdue = timer.overdue() => return self.metrics.connection_ended(overdue.name()),
             closing = permit.closing() => {
                 self.metrics.connection_ended(closing.name());
-                if closing == Closing::Displaced {
+                if closing == Closing::Displaced || progress.waits_for_body() {
                     if matches!(source, Source::Unknown(..)) {
                         self.record.closed(source, Port::Metadata, Limit::Displaced);
                     }
@@ -130,7 +131,10 @@ async fn read_body(request: &http::request::Parts, mut incoming: Incoming, progr
         return Body::Unread;
     }
     // hyper drops extensions, accepts other forms of 0, and hides a Content-Length. The bytes show all of these.
-    match tokio::time::timeout_at(progress.request_deadline(), incoming.frame()).await {
+    progress.body_begins();
+    let frame = tokio::time::timeout_at(progress.request_deadline(), incoming.frame()).await;
+    progress.body_ends();
+    match frame {
         Ok(None) if progress.has_empty_chunked_body() => Body::EmptyChunked,
         _ => Body::Unread,
     }

@@ -142,7 +142,7 @@ fn wait_for_end(mut stream: &TcpStream) {
 }
 
 /// Makes a request on a connection that is kept, and returns the status.
-fn status_on(mut stream: &TcpStream, token: &str) -> String {
+pub(crate) fn status_on(mut stream: &TcpStream, token: &str) -> String {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let request = format!("GET /latest/meta-data/iam/info HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();

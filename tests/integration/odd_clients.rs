@@ -1,11 +1,13 @@
 //! Clients that are rare, and what they send.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 
+use rolegate_lab::daemon::Setup;
 use rolegate_lab::kube::Resource;
 use rolegate_lab::sts::Role;
 
+use crate::connections::status_on;
 use crate::world::{Fakes, PATIENCE, ROLES, World, arn, ip, pod};
 
 const CHUNKED: &str = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\
@@ -46,6 +48,31 @@ fn a_chunked_body_that_does_not_arrive_ends_with_the_head_timeout() {
         stream.write_all(sent.as_bytes()).unwrap();
         let answer = rest(&stream);
         assert!(answer.starts_with("HTTP/1.1 400 "), "{sent:?}: {answer}");
+    }
+}
+
+/// Whether the daemon has closed a connection, on which it answers nothing more.
+fn has_ended(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    !stream.peek(&mut [0; 1]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+}
+
+/// Neither a new connection nor one that was answered before keeps its place by a body that it holds back.
+#[test]
+fn connections_that_hold_back_a_body_make_room() {
+    let change = |setup: Setup| setup.argument("--limits-head-timeout=1m").argument("--limits-connections-per-pod=4");
+    let world = World::start_with(change);
+    for (pod, was_answered) in [(ip(2), false), (ip(3), true)] {
+        let token = world.new_token(pod).text();
+        let held: Vec<_> = (0..4).map(|_| world.connect(pod)).collect();
+        for mut stream in &held {
+            if was_answered {
+                assert_eq!(status_on(stream, &token), "200");
+            }
+            stream.write_all(CHUNKED.as_bytes()).unwrap();
+        }
+        assert_eq!(status_on(&world.connect(pod), &token), "200");
+        world.eventually(|_| held.iter().any(has_ended), |has_ended| *has_ended);
     }
 }
 

@@ -143,16 +143,59 @@ fn a_kubeconfig_may_name_a_proxy() {
 
 #[test]
 fn a_proxy_that_cannot_be_used_is_told_without_its_password() {
-    for scheme in ["socks5", "ftp"] {
+    for scheme in ["socks5://", "ftp://", ""] {
         let fakes = Fakes::new();
         let mut kubeconfig: serde_json::Value = serde_json::from_str(&fakes.api.kubeconfig()).unwrap();
-        kubeconfig["clusters"][0]["cluster"]["proxy-url"] = format!("{scheme}://operator:{SECRET}@127.0.0.1:1").into();
+        kubeconfig["clusters"][0]["cluster"]["proxy-url"] = format!("{scheme}operator:{SECRET}@127.0.0.1:1").into();
         let file = fakes.file("proxied", &kubeconfig.to_string());
         let mut daemon = fakes.setup().argument(format!("--kubeconfig={file}")).spawn().unwrap();
         assert_eq!(daemon.wait().unwrap().code(), Some(1), "{}", daemon.log());
         assert_eq!(daemon.events("fatal").len(), 1);
         assert!(daemon.log().contains("127.0.0.1:1") && !daemon.log().contains(SECRET), "{}", daemon.log());
     }
+}
+
+/// An API whose name only a proxy knows, its kubeconfig, and the proxy.
+fn api_behind_proxy(fakes: &Fakes) -> (KubeApi, String, Proxy) {
+    let _inside = fakes.runtime.enter();
+    let api = KubeApi::start_tls(loopback()).unwrap();
+    let proxy = Proxy::to(api.addr());
+    let mut kubeconfig: serde_json::Value = serde_json::from_str(&api.kubeconfig()).unwrap();
+    let cluster = &mut kubeconfig["clusters"][0]["cluster"];
+    cluster["server"] = format!("https://kubernetes.rolegate.invalid:{}", api.addr().port()).into();
+    cluster["tls-server-name"] = "127.0.0.1".into();
+    let file = fakes.file("proxied", &kubeconfig.to_string());
+    (api, file, proxy)
+}
+
+/// As in Go programs, it is an HTTP proxy.
+#[test]
+fn a_proxy_without_a_scheme_is_used_and_not_told() {
+    let fakes = Fakes::new();
+    let (_api, file, proxy) = api_behind_proxy(&fakes);
+    let setup = fakes.setup().argument(format!("--kubeconfig={file}")).env("HTTPS_PROXY", proxy.url().replace("http://", ""));
+    let world = fakes.into_world(&setup);
+    let heads = proxy.heads();
+    assert!(heads.iter().all(|(first, _)| first.starts_with("CONNECT kubernetes.rolegate.invalid:")) && !heads.is_empty(), "{heads:?}");
+    assert!(heads.iter().all(|(_, credentials)| credentials.to_ascii_lowercase().starts_with("proxy-authorization: basic ")));
+    assert!(!world.daemon.log().contains(SECRET), "{}", world.daemon.log());
+}
+
+#[test]
+fn an_api_that_needs_no_proxy_is_asked_without_one() {
+    let fakes = Fakes::new();
+    let proxy = Proxy::to(fakes.sts.addr());
+    // Not the address of the proxy counts, but that of the API, which is on loopback.
+    let setup = fakes.setup().env("HTTPS_PROXY", "operator:s3cr3t@proxy.rolegate.invalid:3128").env("HTTP_PROXY", proxy.url());
+    let world = fakes.into_world(&setup);
+    assert_eq!(proxy.heads(), []);
+    assert!(!world.daemon.log().contains(SECRET), "{}", world.daemon.log());
+    let fakes = Fakes::new();
+    let (_api, file, proxy) = api_behind_proxy(&fakes);
+    let setup = fakes.setup().argument(format!("--kubeconfig={file}")).env("HTTPS_PROXY", proxy.url());
+    let daemon = setup.env("NO_PROXY", ".rolegate.invalid").start().unwrap();
+    daemon.wait_for_event("watch-failed").unwrap();
+    assert_eq!(proxy.heads(), []);
 }
 
 #[test]

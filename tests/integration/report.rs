@@ -2,6 +2,7 @@
 //! something; and, once its advice is followed, nothing is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::process::Command;
 
@@ -11,7 +12,7 @@ use rolegate_lab::player::{self, Response};
 use rolegate_lab::sts::Role;
 use serde_json::Value;
 
-use crate::world::{Fakes, NODE, ROLES, TOKEN, TOKEN_TTL, World, arn, connect, pod};
+use crate::world::{Fakes, NODE, ROLES, TOKEN, TOKEN_TTL, World, arn, connect, loopback, pod};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
@@ -457,6 +458,46 @@ fn only_loopback_clients_that_speak_for_themselves_read_the_report() {
     assert_eq!(get("/report", &[("Host", "localhost"), ("Origin", "http://evil.example.com")]), 404);
     let strict = World::start();
     assert_eq!(strict.daemon.get(None, "/report").unwrap().status, 404, "without --migrate");
+}
+
+/// Where no daemon listens, another program of the node may. People copy commands from a report.
+#[test]
+fn a_report_with_names_that_are_none_is_refused() {
+    let namespace = |name: &str, key: &str| serde_json::json!({ "name": name, "annotation": key, "existing": null, "missing": ["x"], "value": "[\"x\"]", "note": null });
+    let strict = |pattern: &str| {
+        serde_json::json!({ "imds_tokens": "required", "metadata_profile": "base", "node_info_namespaces": [pattern],
+            "namespace_restrictions": true })
+    };
+    let workload = |namespace: &str| serde_json::json!({ "namespace": namespace, "kind": "Pod", "name": "web", "findings": [] });
+    let good = ("shop", "iam.amazonaws.com/allowed-roles", "kube-*", "shop");
+    let evil = "x; touch /tmp/x #";
+    for (name, key, pattern, of, code) in [
+        (good.0, good.1, good.2, good.3, 1),
+        (evil, good.1, good.2, good.3, 3),
+        (good.0, "a'b", good.2, good.3, 3),
+        (good.0, good.1, "$(x)", good.3, 3),
+        (good.0, good.1, good.2, evil, 3),
+    ] {
+        let body = serde_json::json!({ "version": 1, "nodes": [], "strict": strict(pattern), "left_out": 0,
+            "namespaces": [namespace(name, key)], "workloads": [workload(of)] });
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.to_string().len());
+        let listener = loopback();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0; 1];
+                client.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            client.write_all(answer.as_bytes()).unwrap();
+        });
+        let (answered, text, error) = report(&[&format!("--admin-url=http://{address}")]);
+        assert_eq!(answered, code, "{text}{error}");
+        assert!(!text.contains("touch") && !error.contains("touch"), "{text}{error}");
+        server.join().unwrap();
+    }
 }
 
 /// Daemons of three nodes, of which one is away: their pods are in `kube-system`, and a stranger has the same labels.

@@ -123,6 +123,15 @@ impl Cluster {
         }
     }
 
+    /// Takes the files of the service account away, and returns the path of a kubeconfig instead.
+    pub(crate) fn without_service_account(&self) -> String {
+        ["token", "ca.crt", "namespace"].iter().for_each(|name| std::fs::remove_file(self.files.path().join(name)).unwrap());
+        self.api.require_token(None);
+        let path = self.files.path().join("kubeconfig");
+        std::fs::write(&path, self.api.kubeconfig()).unwrap();
+        path.display().to_string()
+    }
+
     /// Makes this the daemon's own pod.
     pub(crate) fn own_pod(&self, pod: PodBuilder) {
         self.api.apply(Resource::Pods, pod.build());

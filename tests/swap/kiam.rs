@@ -92,3 +92,9 @@ fn server() {
     ];
     judge(&Manifest { arguments, verdict: Verdict::RefusedOpen, ..BASE });
 }
+
+/// With a flag that asks for rules, which the server of kiam does not have.
+#[test]
+fn server_with_rules() {
+    judge(&Manifest { arguments: &["server", "--iptables=true"], verdict: Verdict::Refused, ..BASE });
+}

@@ -51,6 +51,23 @@ fn a_pod_has_the_address_of_the_host() {
     is_found(Some(OPAQUE), &[], "host-ip");
 }
 
+/// Without a service account, a pod of another namespace makes the name ambiguous, and one on another node has that of the host.
+#[test]
+fn pods_of_others_do_not_name_the_node() {
+    let Some(cluster) = Cluster::new() else { return };
+    let pod = cluster.pod("eni");
+    for name in [OWN_POD, "host-a"] {
+        cluster.api.apply(Resource::Pods, PodBuilder::new("team-b", name).node("node-b").host_ip("10.42.0.99").ip("10.42.9.9").build());
+    }
+    let setup = cluster.setup().argument("--iptables").argument(format!("--host-ip={NODE_IP}"));
+    let setup = setup.argument(format!("--kubeconfig={}", cluster.without_service_account()));
+    let daemon = setup.env("POD_NAME", OWN_POD).env("HOSTNAME", "host-a").start().unwrap();
+    let found = daemon.wait_for_event("node-found").unwrap();
+    assert_eq!((&found["node"], &found["by"]), (&Value::from(NODE), &Value::from("host-ip")), "{}", daemon.log());
+    daemon.wait_ready(Some(cluster.bed.node.ns())).unwrap();
+    cluster.bed.assert_served(&pod, METADATA);
+}
+
 /// Starts a daemon that must end with 1, and returns why.
 fn ends(cluster: &Cluster, arguments: &[&str]) -> String {
     cluster.grant(Rbac::Kube2iam);
@@ -67,6 +84,16 @@ fn without_any_name_the_daemon_asks_for_one() {
     cluster.service_account(OPAQUE);
     let error = ends(&cluster, &["--iptables"]);
     assert!(error.contains("--node"), "{error}");
+    cluster.bed.assert_refused(&pod);
+}
+
+/// It ends before it would have placed any rule.
+#[test]
+fn a_self_test_that_cannot_run_leaves_the_guard() {
+    let Some(cluster) = Cluster::new() else { return };
+    let pod = cluster.pod("cali");
+    let error = ends(&cluster, &["--iptables", "--host-interface=cali+", "--self-test=on"]);
+    assert!(error.contains("--self-test=on"), "{error}");
     cluster.bed.assert_refused(&pod);
 }
 

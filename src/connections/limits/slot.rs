@@ -54,8 +54,13 @@ pub(super) struct Slot {
 impl Slot {
     /// A connection that was accepted at this time, in milliseconds.
     pub(super) fn new(id: u64, now: u64) -> Self {
-        let state = AtomicU64::new((now << 1) | 1);
+        let state = AtomicU64::new(unused_since(now));
         Self { id, key: OnceLock::new(), state, closing: AtomicU8::new(OPEN), closed: Notify::new() }
+    }
+
+    /// It was read for the first time at this time: while it waited for a place, no request of it could arrive.
+    pub(super) fn opened(&self, now: u64) {
+        self.state.store(unused_since(now), Ordering::Release);
     }
 
     /// A request has arrived.
@@ -100,8 +105,14 @@ impl Slot {
     }
 }
 
-/// Returns the id of the connection that has been idle for the longest time, if one has been for long enough to be closed.
+/// Returns the state of a connection on which no request has arrived since this time.
+fn unused_since(now: u64) -> u64 {
+    (now << 1) | 1
+}
+
+/// Returns the id of the connection that has been idle for the longest time, if one has been for long enough to be closed. Of several,
+/// it is the oldest.
 pub(super) fn longest_idle<'a>(slots: impl Iterator<Item = (u64, &'a Arc<Slot>)>, now: u64) -> Option<u64> {
-    let idle = slots.filter_map(|(id, slot)| Some((slot.idle_for(now)?, id)));
-    idle.max_by_key(|(idle, _)| *idle).map(|(_, id)| id)
+    let idle = slots.filter_map(|(id, slot)| Some((slot.idle_for(now)?, std::cmp::Reverse(id))));
+    idle.max().map(|(_, std::cmp::Reverse(id))| id)
 }

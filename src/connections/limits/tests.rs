@@ -389,6 +389,24 @@ async fn a_waiting_connection_takes_a_place_as_soon_as_one_is_idle() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_wait_for_a_place_does_not_count_as_idle() {
+    let limits = ConnectionLimits::new(ConnectionSettings { per_source: 2, ..SETTINGS });
+    let web = pod("shop", "web");
+    let held = [open(&limits, &web), open(&limits, &web)];
+    let (first, second) = (wait(&limits, &web), wait(&limits, &web));
+    let (first, second) = tokio::join!(first.place(), second.place());
+    let new = [first.unwrap(), second.unwrap()];
+    let displaced = Some(Closing::Displaced);
+    assert_eq!([&held[0], &held[1], &new[0], &new[1]].map(closing), [displaced, displaced, None, None]);
+    new[1].request_begins();
+    let (third, fourth) = (wait(&limits, &web), wait(&limits, &web));
+    let (third, fourth) = tokio::join!(third.place(), fourth.place());
+    // One of them has the only place that is idle, and keeps it.
+    let (Ok(newest), Err(Limit::Source)) = (if third.is_ok() { (third, fourth) } else { (fourth, third) }) else { panic!("both") };
+    assert_eq!((closing(&new[0]), closing(&newest)), (displaced, None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unknown_address_at_its_limit_makes_room_for_itself() {
     let limits = ConnectionLimits::new(ConnectionSettings { unknown: 8, per_unknown: 2, ..SETTINGS });
     let (first, other) = ([open(&limits, &unknown(1)), open(&limits, &unknown(1))], open(&limits, &unknown(2)));
