@@ -24,7 +24,7 @@ use crate::config::TokenMode;
 use crate::credentials::AssumeRole;
 use crate::credentials::cache::Sessions;
 use crate::events::{EventCause, Reporter};
-use crate::log_once::EachDigest;
+use crate::log_once::{EachDigest, LOG_EVERY};
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{Lookup, Pod, PodContext, PodUid, Pods};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
@@ -45,8 +45,6 @@ use respond::Outcome;
 use route::{Body, Hosts, Rejection, Route, RouteContext};
 use token::Tokens;
 
-/// The time between two log lines about the same subject and reason.
-const QUIET: Duration = Duration::from_secs(60);
 /// The time between two log lines that are written once.
 const ONCE: Duration = Duration::MAX;
 /// The most subjects and reasons whose lines are remembered.
@@ -171,7 +169,7 @@ impl<A: AssumeRole> Proxy<A> {
             unknown: metrics.route("unknown"),
             rejected: metrics.route("rejected"),
         };
-        let (logged, told) = (EachDigest::new(QUIET, MAX_LOGGED), EachDigest::new(ONCE, MAX_LOGGED));
+        let (logged, told) = (EachDigest::new(LOG_EVERY, MAX_LOGGED), EachDigest::new(ONCE, MAX_LOGGED));
         let migration = Migration::default();
         Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged, told, events, migration }
     }
@@ -287,7 +285,7 @@ impl<A: AssumeRole> Proxy<A> {
     fn found(&self, lookup: Lookup) -> Result<(Arc<Pod>, PodContext), Refusal> {
         match lookup {
             Lookup::Found(pod, context) => Ok((pod, context)),
-            Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousPod(pods)),
+            Lookup::Ambiguous(pods) => Err(Refusal::AmbiguousAddress(pods)),
             Lookup::Unreadable(pod) => Err(Refusal::UnreadablePod(pod)),
             Lookup::Objected(pod, objection) => Err(Refusal::Objected(pod, objection)),
             Lookup::Unknown if !self.pods.is_listed() => Err(Refusal::PodsNotListed),
@@ -322,7 +320,7 @@ impl<A: AssumeRole> Proxy<A> {
                 self.found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
             // The token belongs to the first pod.
             if now.uid != pod.uid {
-                return Err(Refusal::UnknownPod);
+                return Err(Refusal::Changed(pod));
             }
             (pod, context) = (now, now_around);
         }
@@ -455,12 +453,12 @@ impl<A: AssumeRole> Proxy<A> {
         if refusal.is_silent() {
             return outcome;
         }
-        if let Refusal::AmbiguousPod(pods) = &refusal {
+        if let Refusal::AmbiguousAddress(pods) = &refusal {
             pods.iter().for_each(|pod| self.events.tell(pod, EventCause::AddressAmbiguous));
         }
         let mut again = false;
         let is_due = match (&refusal, refusal.pod()) {
-            (Refusal::AmbiguousPod(_), _) => self.logged.is_due((ip, reason)),
+            (Refusal::AmbiguousAddress(_), _) => self.logged.is_due((ip, reason)),
             (_, Some(pod)) => {
                 self.metrics.pod_refused(&pod.namespace, reason);
                 again = refusal.is_probe() && !self.told.is_due((&pod.uid, reason));

@@ -97,7 +97,7 @@ impl Migration {
         let Some(strict) = &self.0 else { return };
         let reason = refusal.reason();
         match refusal {
-            Refusal::AmbiguousPod(pods) => pods.iter().for_each(|pod| strict.recorder.refused(pod, reason, "")),
+            Refusal::AmbiguousAddress(pods) => pods.iter().for_each(|pod| strict.recorder.refused(pod, reason, "")),
             Refusal::UnreadablePod(pod) | Refusal::Objected(pod, _) | Refusal::OtherRole(pod) | Refusal::Rejected(Some(pod), _) => {
                 strict.recorder.refused(pod, reason, "");
             }

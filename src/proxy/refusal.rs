@@ -20,7 +20,7 @@ pub(super) enum Refusal {
     UnknownPod,
     /// Like [`Self::UnknownPod`], before the list of pods is known.
     PodsNotListed,
-    AmbiguousPod(Vec<Arc<Pod>>),
+    AmbiguousAddress(Vec<Arc<Pod>>),
     UnreadablePod(Arc<Pod>),
     Objected(Arc<Pod>, Objection),
     Denied {
@@ -85,7 +85,7 @@ impl Refusal {
         match self {
             Self::UnknownPod => "unknown-pod",
             Self::PodsNotListed => "pods-not-listed",
-            Self::AmbiguousPod(_) => "ambiguous-pod",
+            Self::AmbiguousAddress(_) => "ambiguous-pod",
             Self::UnreadablePod(_) => "unreadable-pod",
             Self::Objected(_, objection) => objection.name(),
             Self::Denied { denial, .. } => denial.name(),
@@ -101,7 +101,7 @@ impl Refusal {
     /// Returns the pod whose request is refused, if it is one.
     pub(super) fn pod(&self) -> Option<&Arc<Pod>> {
         match self {
-            Self::UnknownPod | Self::PodsNotListed | Self::AmbiguousPod(_) => None,
+            Self::UnknownPod | Self::PodsNotListed | Self::AmbiguousAddress(_) => None,
             Self::Rejected(pod, _) => pod.as_ref(),
             Self::UnreadablePod(pod)
             | Self::Objected(pod, _)
@@ -138,7 +138,7 @@ impl Refusal {
             // Nobody to tell, or nothing that the owner could change. Each claimant of an address is told for itself.
             Self::UnknownPod
             | Self::PodsNotListed
-            | Self::AmbiguousPod(_)
+            | Self::AmbiguousAddress(_)
             | Self::OtherRole(_)
             | Self::Changed(_)
             | Self::Token { given: true, .. }
@@ -157,14 +157,14 @@ impl Refusal {
     /// requests without one for as long as they live.
     pub(super) fn outcome(&self, asked: RequestKind) -> Outcome {
         match self {
-            Self::UnknownPod | Self::AmbiguousPod(_) | Self::UnreadablePod(_) if asked == RequestKind::Token => Outcome::Failed,
+            Self::UnknownPod | Self::AmbiguousAddress(_) | Self::UnreadablePod(_) if asked == RequestKind::Token => Outcome::Failed,
             // The API or the node's own view is behind, so that SDKs should retry.
             Self::Changed(_) | Self::Objected(..) | Self::PodsNotListed | Self::Unavailable(_) => Outcome::Failed,
             Self::Denied { denial, .. } if denial.may_pass() => Outcome::Failed,
             Self::Token { .. } => Outcome::Unauthorized,
             Self::Rejected(_, rejection) => Outcome::Rejected(*rejection),
             Self::UnknownPod
-            | Self::AmbiguousPod(_)
+            | Self::AmbiguousAddress(_)
             | Self::UnreadablePod(_)
             | Self::Denied { .. }
             | Self::OtherRole(_)
@@ -186,7 +186,7 @@ impl Refusal {
                 event = "request-refused", source = %ip, reason, path,
                 advice = "check the connection to the Kubernetes API", "refused: the list of this node's pods is not known yet"
             ),
-            Self::AmbiguousPod(pods) => {
+            Self::AmbiguousAddress(pods) => {
                 let mut pods: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
                 pods.sort();
                 warn!(

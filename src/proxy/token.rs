@@ -100,7 +100,7 @@ impl Tokens {
         let mut token = [0; LENGTH];
         (token[0], token[1]) = (FORM, key.id());
         token[2..MAC_AT].copy_from_slice(&expires_at.to_be_bytes());
-        let mac = hmac::sign(key.mac(), &message(&token[..MAC_AT], uid, ip));
+        let mac = hmac::sign(key.signing_key(), &message(&token[..MAC_AT], uid, ip));
         token[MAC_AT..].copy_from_slice(mac.as_ref());
         URL_SAFE_NO_PAD.encode(token)
     }
@@ -118,7 +118,7 @@ impl Tokens {
             return false;
         };
         // This compares in constant time.
-        if hmac::verify(key.mac(), &message(head, uid, ip), mac).is_err() {
+        if hmac::verify(key.signing_key(), &message(head, uid, ip), mac).is_err() {
             return false;
         }
         let mut expires_at = [0; 8];

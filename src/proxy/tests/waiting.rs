@@ -38,8 +38,8 @@ async fn a_pod_that_takes_the_address_during_a_wait_gets_nothing_from_it() {
         });
     };
     let (answer, ()) = tokio::join!(node.ask("10.0.0.1", "GET", LIST, &[]), later);
-    assert_eq!((answer.status, &*answer.body), (404, ""));
-    assert!(node.counted(r#"rolegate_denials_total{reason="unknown-pod"} 1"#));
+    assert_eq!((answer.status, &*answer.body), (500, ""));
+    assert!(node.counted(r#"rolegate_denials_total{reason="changed"} 1"#));
     assert_eq!(node.ask("10.0.0.1", "GET", LIST, &[]).await.body, "next", "its own is answered");
 }
 

@@ -111,7 +111,7 @@ impl KeyFile {
                 (Keys::random(now)?, true)
             }
         };
-        let (keys, is_new) = match keys.turned(now)? {
+        let (keys, is_new) = match keys.rotated(now)? {
             Some(turned) => (turned, true),
             None => (keys, is_new),
         };

@@ -67,11 +67,11 @@ impl TokenKey {
     }
 
     /// Returns the signing key.
-    pub(super) fn mac(&self) -> &hmac::Key {
+    pub(super) fn signing_key(&self) -> &hmac::Key {
         &self.mac
     }
 
-    fn again(&self) -> Self {
+    fn copied(&self) -> Self {
         Self::new(self.id, self.in_use_from, self.secret.clone())
     }
 }
@@ -94,7 +94,7 @@ impl Keys {
     }
 
     /// Returns the keys as they should be now, or `None` if they already are.
-    pub(super) fn turned(&self, now: Timestamp) -> Result<Option<Self>, NoRandomness> {
+    pub(super) fn rotated(&self, now: Timestamp) -> Result<Option<Self>, NoRandomness> {
         let last = &self.0[self.0.len() - 1];
         // A key from the future was created under a wrong clock.
         let due = last.in_use_from + IN_USE <= now || last.in_use_from > now + ANNOUNCED;
@@ -103,7 +103,7 @@ impl Keys {
         if !due && keep_from == 0 {
             return Ok(None);
         }
-        let mut keys: Vec<TokenKey> = self.0[keep_from..].iter().map(TokenKey::again).collect();
+        let mut keys: Vec<TokenKey> = self.0[keep_from..].iter().map(TokenKey::copied).collect();
         if due {
             let id = (0..=u8::MAX).map(|step| last.id.wrapping_add(1).wrapping_add(step)).find(|id| self.by_id(*id).is_none());
             keys.push(TokenKey::random(id.unwrap_or_default(), now + ANNOUNCED)?);
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_text_gives_the_same_keys_back() {
-        let keys = Keys::random(at(0)).unwrap().turned(at(DAY)).unwrap().unwrap();
+        let keys = Keys::random(at(0)).unwrap().rotated(at(DAY)).unwrap().unwrap();
         let again = Keys::parse(&keys.render()).unwrap();
         assert_eq!(ids(&again), [0, 1]);
         assert!(keys.0.iter().zip(&again.0).all(|(a, b)| a.secret == b.secret && a.in_use_from == b.in_use_from));
@@ -201,40 +201,40 @@ mod tests {
     #[test]
     fn a_new_key_is_known_before_its_use_and_an_old_one_until_its_tokens_end() {
         let keys = Keys::random(at(0)).unwrap();
-        assert!(keys.turned(at(DAY - 1)).unwrap().is_none());
-        let keys = keys.turned(at(DAY)).unwrap().unwrap();
+        assert!(keys.rotated(at(DAY - 1)).unwrap().is_none());
+        let keys = keys.rotated(at(DAY)).unwrap().unwrap();
         assert_eq!(ids(&keys), [0, 1]);
         assert_eq!(keys.in_use(at(DAY + 299)).id(), 0, "others may not know it yet");
         assert_eq!(keys.in_use(at(DAY + 300)).id(), 1);
         let last_token_ends = DAY + 299 + i64::from(MAX_TOKEN_TTL);
-        assert!(keys.turned(at(last_token_ends)).unwrap().is_none(), "a token made with the old one may live");
-        let later = keys.turned(at(last_token_ends + 700)).unwrap().unwrap();
+        assert!(keys.rotated(at(last_token_ends)).unwrap().is_none(), "a token made with the old one may live");
+        let later = keys.rotated(at(last_token_ends + 700)).unwrap().unwrap();
         assert_eq!(ids(&later), [1]);
-        assert!(later.turned(at(last_token_ends + 701)).unwrap().is_none());
+        assert!(later.rotated(at(last_token_ends + 701)).unwrap().is_none());
     }
 
     #[test]
     fn after_a_long_time_or_a_wrong_clock_there_is_a_key_and_soon_a_new_one() {
         let keys = Keys::random(at(0)).unwrap();
-        let after_a_year = keys.turned(at(365 * DAY)).unwrap().unwrap();
+        let after_a_year = keys.rotated(at(365 * DAY)).unwrap().unwrap();
         assert_eq!(ids(&after_a_year), [0, 1]);
         assert_eq!(after_a_year.in_use(at(365 * DAY)).id(), 0);
-        let from_the_future = keys.turned(at(-365 * DAY)).unwrap().unwrap();
+        let from_the_future = keys.rotated(at(-365 * DAY)).unwrap().unwrap();
         assert_eq!(from_the_future.in_use(at(-365 * DAY)).id(), 0);
         assert_eq!(from_the_future.in_use(at(-365 * DAY + 300)).id(), 1);
-        assert!(from_the_future.turned(at(-365 * DAY + 1)).unwrap().is_none(), "one is enough");
+        assert!(from_the_future.rotated(at(-365 * DAY + 1)).unwrap().is_none(), "one is enough");
     }
 
     #[test]
     fn ids_go_round_and_the_keys_do_not_grow() {
         let mut keys = Keys::random(at(0)).unwrap();
         for day in 1..600 {
-            keys = keys.turned(at(day * DAY)).unwrap().unwrap();
+            keys = keys.rotated(at(day * DAY)).unwrap().unwrap();
             assert!(keys.0.len() <= 3, "{:?}", ids(&keys));
         }
         let mut jumping = Keys::random(at(0)).unwrap();
         for jump in 1..100 {
-            jumping = jumping.turned(at(-jump * DAY)).unwrap().unwrap();
+            jumping = jumping.rotated(at(-jump * DAY)).unwrap().unwrap();
             assert!(jumping.0.len() <= MAX_KEYS);
             let mut seen = ids(&jumping);
             seen.dedup();

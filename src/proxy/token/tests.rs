@@ -210,7 +210,7 @@ fn a_token_of_another_form_is_nothing() {
     let token = token_of(&tokens);
     let mut bytes = URL_SAFE_NO_PAD.decode(&token).unwrap();
     bytes[0] = 2;
-    let mac = hmac::sign(tokens.keys().by_id(0).unwrap().mac(), &message(&bytes[..MAC_AT], &uid("a"), ip("10.0.0.1")));
+    let mac = hmac::sign(tokens.keys().by_id(0).unwrap().signing_key(), &message(&bytes[..MAC_AT], &uid("a"), ip("10.0.0.1")));
     bytes[MAC_AT..].copy_from_slice(mac.as_ref());
     assert!(!knows(&tokens, &URL_SAFE_NO_PAD.encode(bytes)));
 }
