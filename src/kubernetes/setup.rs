@@ -103,7 +103,7 @@ async fn begin(api: &ApiConfig) -> Result<Setup, ClientError> {
             let names_proxy = names_proxy(&kubeconfig);
             let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrap)?;
             if !names_proxy {
-                config.proxy_url = proxy_for(&config.cluster_url);
+                config.proxy_url = proxy_for(&config.cluster_url, config.proxy_url.take());
             }
             config
         }
@@ -141,12 +141,11 @@ fn names_proxy(kubeconfig: &Kubeconfig) -> bool {
     cluster.and_then(|cluster| cluster.proxy_url.as_ref()).is_some_and(|proxy| !proxy.is_empty())
 }
 
-/// The proxy that the environment names for the API, with its user and password. kube compares `NO_PROXY` with the address of the
-/// proxy itself, so that requests to an API without a proxy would go through one.
-fn proxy_for(url: &http::Uri) -> Option<http::Uri> {
-    let variable = if url.scheme() == Some(&http::uri::Scheme::HTTP) { "HTTP_PROXY" } else { "HTTPS_PROXY" };
-    Matcher::from_env().intercept(url)?;
-    std::env::var(variable).ok()?.parse().ok()
+/// The proxy that the environment names for the API. kube compares `NO_PROXY` with the address of the proxy itself, so that requests
+/// to an API without a proxy would go through one. `of_kube` is what it takes: `HTTPS_PROXY`, with user and password.
+fn proxy_for(url: &http::Uri, of_kube: Option<http::Uri>) -> Option<http::Uri> {
+    let found = Matcher::from_env().intercept(url)?;
+    of_kube.filter(|_| url.scheme() == Some(&http::uri::Scheme::HTTPS)).or_else(|| Some(found.uri().clone()))
 }
 
 /// What went wrong; of an exec plugin never its output, which is in kube's text and may hold a token.

@@ -177,7 +177,6 @@ fn a_proxy_without_a_scheme_is_used_and_not_told() {
     let world = fakes.into_world(&setup);
     let heads = proxy.heads();
     assert!(heads.iter().all(|(first, _)| first.starts_with("CONNECT kubernetes.rolegate.invalid:")) && !heads.is_empty(), "{heads:?}");
-    assert!(heads.iter().all(|(_, credentials)| credentials.to_ascii_lowercase().starts_with("proxy-authorization: basic ")));
     assert!(!world.daemon.log().contains(SECRET), "{}", world.daemon.log());
 }
 
