@@ -142,6 +142,11 @@ impl Answer {
         matches!(self.status, Ok(answered) if answered == status) && self.body.is_empty()
     }
 
+    /// Returns whether the answer is this status and its name, such as "Unauthorized", and nothing else.
+    pub(crate) fn names_only(&self, status: u16, name: &str) -> bool {
+        matches!(self.status, Ok(answered) if answered == status) && self.body.trim_end() == name
+    }
+
     /// Returns whether nothing listens.
     pub(crate) fn was_refused(&self) -> bool {
         matches!(&self.status, Err(error) if error.kind() == ErrorKind::ConnectionRefused)

@@ -288,9 +288,10 @@ fn a_user_namespace_replaces_root() {
     if !allowed.status.success() {
         return skip(format!("no user namespaces: {}", String::from_utf8_lossy(&allowed.stderr)));
     }
-    // The program may be in a directory that only root can read.
+    // The program may be in a directory that only root can read. Another program copies it: a child that another test starts during
+    // the copy would inherit the open file, and a program that is open for writing cannot run (ETXTBSY).
     let copy = std::env::temp_dir().join(format!("rolegate-lab-node-test-{}", std::process::id()));
-    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    assert!(Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&copy).status().unwrap().success());
     let output = helper(copy.to_str().unwrap(), &nobody, "node::tests::helper_without_root").output();
     std::fs::remove_file(&copy).unwrap();
     let output = output.unwrap();
