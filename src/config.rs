@@ -26,7 +26,7 @@ pub(crate) mod redirect;
 pub(crate) mod refused;
 pub(crate) mod report_command;
 pub(crate) mod session;
-mod source;
+pub(crate) mod source;
 mod warning;
 
 pub use aws::AwsConfig;
@@ -66,6 +66,11 @@ pub const DEFAULT_STARTUP_GRACE: Duration = Duration::from_secs(60);
 pub const DEFAULT_METADATA_ADDR: &str = "169.254.169.254";
 /// The shortest and the longest session that STS gives (API reference of AssumeRole, DurationSeconds).
 pub(crate) const SESSION_DURATIONS: std::ops::RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
+
+/// Returns whether packet rules cannot redirect pods to this address.
+pub(crate) fn is_no_target(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip.is_unspecified()
+}
 
 /// The whole configuration, valid.
 #[derive(Debug)]

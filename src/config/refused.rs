@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 
 use super::flags::Flag;
+use super::source::switch_value;
 use super::{LogConfig, RedirectBackend, flags};
 
 /// What refused arguments say for certain.
@@ -22,8 +23,8 @@ impl RefusedArguments {
     pub(crate) fn read(arguments: &[OsString], env: &dyn Fn(&str) -> Option<String>) -> Self {
         let last = |name: &str| last(arguments, name).or_else(|| variable(name, env));
         let json = last("log-format").is_some_and(|text| text.eq_ignore_ascii_case("json"));
-        let is_off = |text: String| matches!(text.as_str(), "0" | "f" | "F" | "false" | "FALSE" | "False");
-        let switched_on = last("iptables").is_some_and(|text| !is_off(text));
+        // A word that is none of a switch's counts as on: the guard harms no node that wants rules.
+        let switched_on = last("iptables").is_some_and(|text| switch_value(&text) != Some(false));
         let backend = match last("redirect").map(|text| text.to_ascii_lowercase()).as_deref() {
             None | Some("") => switched_on.then_some(RedirectBackend::Auto),
             Some("none") => None,

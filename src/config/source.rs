@@ -244,12 +244,16 @@ fn is_service_link(variable: &str, text: &str) -> bool {
     variable.ends_with("_PORT") && text.starts_with("tcp://")
 }
 
-/// The words that Go's `strconv.ParseBool` takes, which kube2iam's switches are read by.
 fn boolean(text: &str) -> Result<bool, String> {
+    switch_value(text).ok_or_else(|| "expected true or false".to_owned())
+}
+
+/// Returns the value of a switch: the words of Go's `strconv.ParseBool`, with which kube2iam reads its switches.
+pub(crate) fn switch_value(text: &str) -> Option<bool> {
     match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("expected true or false".to_owned()),
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::translation::{Translation, is_off, rolegate_flag, without_effect};
 use super::variables::{Expanded, Variables};
 use super::words::CommandWord;
-use crate::config::{DEFAULT_APP_PORT, DEFAULT_METRICS_PORT};
+use crate::config::{self, DEFAULT_APP_PORT, DEFAULT_METRICS_PORT};
 
 /// Flags of kube2iam that rolegate does not have: they end the program.
 const ENDS: &[&str] = &["version", "help"];
@@ -93,5 +93,5 @@ fn is_same_port(metrics: Option<&str>, app: Option<&str>, variables: &Variables)
 /// Whether packet rules cannot redirect to this address.
 fn is_no_target(value: &str, variables: &Variables) -> bool {
     let Expanded::Text(text) = variables.expand(value) else { return false };
-    text.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+    text.parse::<IpAddr>().is_ok_and(config::is_no_target)
 }

@@ -6,6 +6,7 @@ use super::error::MigrateError;
 use super::variables::{Expanded, Variables, references};
 use super::words::CommandWord;
 use super::yaml::{Noted, YamlNode};
+use crate::config::source::switch_value;
 use crate::config::{Config, flags};
 use crate::text;
 
@@ -251,7 +252,7 @@ pub(super) fn without_effect(name: &str) -> Option<&'static str> {
 
 /// Whether the value of a switch means off.
 pub(super) fn is_off(value: &str) -> bool {
-    matches!(value, "false" | "False" | "FALSE" | "f" | "F" | "0")
+    switch_value(value) == Some(false)
 }
 
 fn name_of(argument: &str) -> &str {

@@ -7,6 +7,7 @@ use crate::config::own_pod::host_ip;
 use crate::config::source::SettingSource;
 use crate::config::{
     DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, InterfaceMatch, RedirectBackend, RedirectConfig, SelfTestConfig, SelfTestMode,
+    is_no_target,
 };
 
 /// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
@@ -43,8 +44,7 @@ pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: Redir
         Some(_) => source.ips("host-ip"),
         None => Vec::new(),
     };
-    let is_useless = |ip: &IpAddr| ip.is_loopback() || ip.is_unspecified();
-    if let Some(ip) = host_ips.iter().find(|ip| is_useless(ip)).filter(|_| backend != RedirectBackend::None) {
+    if let Some(ip) = host_ips.iter().find(|ip| is_no_target(**ip)).filter(|_| backend != RedirectBackend::None) {
         source.warn(
             "host-ip-ignored",
             format!(
@@ -53,7 +53,7 @@ pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: Redir
             ),
         );
     }
-    host_ips.retain(|ip| !is_useless(ip));
+    host_ips.retain(|ip| !is_no_target(*ip));
     if [IpAddr::is_ipv4, IpAddr::is_ipv6].iter().any(|family| host_ips.iter().filter(|ip| family(ip)).count() > 1) {
         source.mistake("--host-ip: expected at most one IPv4 and one IPv6 address");
     }
