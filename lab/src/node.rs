@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use error::{NodeError, Unavailable};
 pub use netns::Netns;
-pub use privilege::{find_program, in_user_namespace, reexec_in_user_namespace_if_needed, skip};
+pub use privilege::{find_program, in_user_namespace, programs_or_skip, reexec_in_user_namespace_if_needed, skip};
 
 /// The node's own address, on its `lo`.
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);

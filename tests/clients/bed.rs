@@ -9,7 +9,7 @@ use std::time::Duration;
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
-use rolegate_lab::node::{IMDS_IP, NODE_IP, Netns, Node, PodNs, available_or_skip, find_program, skip};
+use rolegate_lab::node::{IMDS_IP, NODE_IP, Netns, Node, PodNs, available_or_skip, programs_or_skip, skip};
 use rolegate_lab::player;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -70,11 +70,7 @@ impl Pod {
 impl Bed {
     /// Returns the bed that other tests use now, or a new one. Returns `None` and reports why if this machine cannot have one.
     pub(crate) fn shared() -> Option<Arc<Bed>> {
-        if !available_or_skip() {
-            return None;
-        }
-        if let Some(missing) = ["iptables", "iptables-restore", "bash", "timeout"].iter().find(|program| find_program(program).is_none()) {
-            skip(format!("the program `{missing}` is not installed"));
+        if !available_or_skip() || !programs_or_skip(&["iptables", "iptables-restore", "bash", "timeout"]) {
             return None;
         }
         if let Some(reason) = kit::missing("python") {

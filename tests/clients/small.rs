@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
-use rolegate_lab::node::{NODE_IP, Node, PodNs, available_or_skip, find_program, skip};
+use rolegate_lab::node::{NODE_IP, Node, PodNs, available_or_skip, programs_or_skip, skip};
 use rolegate_lab::sts::{Role, Sts};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -44,11 +44,7 @@ impl Small {
 
     /// Creates the node, where the pod runs but the API server does not know it yet.
     pub(crate) fn with_unknown_pod(programs: &[&str]) -> Option<Small> {
-        if !available_or_skip() {
-            return None;
-        }
-        if let Some(missing) = ["iptables", "iptables-restore"].iter().chain(programs).find(|program| find_program(program).is_none()) {
-            skip(format!("the program `{missing}` is not installed"));
+        if !available_or_skip() || !programs_or_skip(["iptables", "iptables-restore"].iter().chain(programs)) {
             return None;
         }
         let node = Node::with_imds().unwrap();

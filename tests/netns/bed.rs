@@ -9,7 +9,7 @@ use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
 use rolegate_lab::node::{
-    Bridge, IMDS_IP, IMDS_IP6, NODE_IP, NODE_IP6, Netns, Node, PodNs, PodOptions, available_or_skip, find_program, skip,
+    Bridge, IMDS_IP, IMDS_IP6, NODE_IP, NODE_IP6, Netns, Node, PodNs, PodOptions, available_or_skip, find_program, programs_or_skip, skip,
 };
 use rolegate_lab::player::{self, Response};
 use rolegate_lab::sts::{Role, Sts};
@@ -74,11 +74,7 @@ impl Pod {
 impl Bed {
     /// Creates a bed. Returns `None` and reports why if this machine cannot have one.
     pub(crate) fn new() -> Option<Bed> {
-        if !available_or_skip() {
-            return None;
-        }
-        if let Some(missing) = PROGRAMS.iter().find(|program| find_program(program).is_none()) {
-            skip(format!("the program `{missing}` is not installed"));
+        if !available_or_skip() || !programs_or_skip(&PROGRAMS) {
             return None;
         }
         let node = Node::with_imds().unwrap();

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rolegate_lab::node::{NODE_IP, NODE_IP6, find_program, skip};
+use rolegate_lab::node::{NODE_IP, NODE_IP6, find_program, programs_or_skip, skip};
 
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
 use crate::iptables_packets::datagram;
@@ -227,9 +227,8 @@ fn the_user_data_holds_the_files_and_leaves_room() {
 /// Run as cloud-init does, in namespaces of its own for the files that it writes.
 #[test]
 fn the_user_data_closes_the_node_before_the_kubelet() {
-    let programs = ["nft", "systemctl", "unshare", "mount"];
-    if let Some(missing) = programs.iter().find(|program| find_program(program).is_none()) {
-        return skip(format!("the program `{missing}` is not installed"));
+    if !programs_or_skip(&["nft", "systemctl", "unshare", "mount"]) {
+        return;
     }
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");

@@ -9,17 +9,13 @@ use rolegate::redirect::iptables::Iptables;
 use rolegate::redirect::iptables::program::Flavour;
 use rolegate::redirect::rules::{RuleSet, Targets};
 use rolegate::redirect::{Backend as _, RedirectError, legacy_rules};
-use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, find_program, skip};
+use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, programs_or_skip};
 
 const FLAVOURS: [(Flavour, &str); 2] = [(Flavour::Nft, "nft"), (Flavour::Legacy, "legacy")];
 
 fn node() -> Option<Node> {
     let programs = ["iptables-nft-save", "iptables-legacy-save", "ip6tables-nft-save", "ip6tables-legacy-save", "flock"];
-    if !available_or_skip() {
-        return None;
-    }
-    if let Some(missing) = programs.iter().find(|program| find_program(program).is_none()) {
-        skip(format!("the program `{missing}` is not installed"));
+    if !available_or_skip() || !programs_or_skip(&programs) {
         return None;
     }
     Some(Node::new().unwrap())

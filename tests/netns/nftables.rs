@@ -8,7 +8,7 @@ use rolegate::redirect::changes::Changes;
 use rolegate::redirect::nftables::Nftables;
 use rolegate::redirect::rules::{RuleSet, Targets};
 use rolegate::redirect::{Backend as _, RedirectError};
-use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, find_program, skip};
+use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, programs_or_skip};
 use tokio::time::timeout;
 
 use crate::bed::PATIENCE;
@@ -23,11 +23,7 @@ const FLUSHED: &str = "the chain guard has 0 rules of 4";
 
 /// Creates a node with a metadata service behind it, whose sockets the tests create.
 fn node() -> Option<Node> {
-    if !available_or_skip() {
-        return None;
-    }
-    if let Some(missing) = PROGRAMS.iter().find(|program| find_program(program).is_none()) {
-        skip(format!("the program `{missing}` is not installed"));
+    if !available_or_skip() || !programs_or_skip(&PROGRAMS) {
         return None;
     }
     Some(Node::with_imds().unwrap())

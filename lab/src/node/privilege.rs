@@ -37,6 +37,12 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path_variable()).map(|directory| directory.join(name)).find(|path| path.is_file())
 }
 
+/// Returns `true` if all programs are installed. Otherwise calls [`skip`] for the first that is not and returns `false`.
+pub fn programs_or_skip<'a>(programs: impl IntoIterator<Item = &'a &'a str>) -> bool {
+    let missing = programs.into_iter().find(|program| find_program(program).is_none());
+    missing.map(|missing| skip(format!("the program `{missing}` is not installed"))).is_none()
+}
+
 /// Makes sure that this process can create network namespaces. If it cannot, replaces it by the same program with the same
 /// arguments, as root of a new user namespace, in a new network namespace where only `lo` is up. Returns if nothing has to be
 /// done, and in the new process.
