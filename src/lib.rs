@@ -35,7 +35,8 @@
 //! - [`netlink`]: queries to the kernel about interfaces, routes and neighbours
 //! - `migrate`: manifests of kube2iam and kiam become rolegate's
 //! - [`probe`]: the kubelet's questions to the daemon of its own pod
-//! - [`advice`], [`backoff`], [`clock`], [`metadata_service`], [`session_limits`], [`text`]: the ground floor, which every module may use
+//! - [`advice`], [`backoff`], [`cgroup`], [`clock`], [`metadata_service`], [`session_limits`], [`text`]: the ground floor, which
+//!   every module may use
 //! - [`digest`], `sorted`: names and maps in little memory, for what is kept of each pod
 //! - [`connections`], [`shares`]: limits of connections, and fair sharing of limited places
 //! - [`startup_taint`]: keeps pods off the node until the daemon is ready
@@ -50,6 +51,7 @@ pub mod advice;
 mod app;
 mod backoff;
 mod capabilities;
+pub mod cgroup;
 mod check;
 pub mod cli;
 pub mod clock;

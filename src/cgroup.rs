@@ -1,0 +1,51 @@
+//! Control groups (version 2): which one opened a connection, and which ones may reach the real metadata service.
+//!
+//! The kernel's programs (`redirect::bpf`) record and enforce both. The server, and the task that follows this node's pods, use
+//! only the traits in this module.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+/// The kernel's id of a control group: the inode number of its directory in the cgroup2 file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CgroupId(pub u64);
+
+impl fmt::Display for CgroupId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// The kernel's record of a connection that it redirected when the client's socket connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RedirectedSocket {
+    /// The control group of the process that connected: that of the pod or of a container in it.
+    pub cgroup: CgroupId,
+    /// Whether the socket is in the node's own network namespace, as that of a pod with `hostNetwork: true` is.
+    pub is_in_host_network: bool,
+    /// The metadata address that the client connected to.
+    pub destination: SocketAddr,
+}
+
+/// Identifies the clients of connections that the kernel redirected when they connected.
+pub trait RedirectedSockets: Send + Sync + fmt::Debug {
+    /// Returns the kernel's record of the accepted connection with these addresses, or `None` if the client did not connect to the
+    /// metadata address in this way.
+    ///
+    /// # Errors
+    ///
+    /// The record cannot be read. The connection must then be refused.
+    fn find(&self, peer: SocketAddr, local: SocketAddr) -> io::Result<Option<RedirectedSocket>>;
+}
+
+/// Lets pods in the node's network reach the real metadata service.
+pub trait HostNetworkExemptions: Send + Sync + fmt::Debug {
+    /// Replaces the control groups of pods (not of containers) that may reach the real metadata service.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not take them. The former ones stay in effect.
+    fn exempt(&self, pods: &BTreeSet<CgroupId>) -> io::Result<()>;
+}
