@@ -427,6 +427,35 @@ fn the_parent_of_the_cni_results_is_mounted_read_only() {
     assert_eq!(results.as_deref(), Some("/var/lib/cni/results"));
 }
 
+/// Every policy has a binding that denies, refuses both metadata addresses, and counts an evaluation that fails as a refusal. What the
+/// expressions mean is up to the API server.
+#[test]
+fn the_admission_component_refuses_both_metadata_addresses() {
+    let text = read("daemonset/admission/policy.yaml");
+    let documents: Vec<_> = text.split("\n---\n").collect();
+    let of_kind =
+        |kind: &str| documents.iter().filter(|document| document.contains(&format!("\nkind: {kind}\n"))).copied().collect::<Vec<_>>();
+    let name = |document: &str| between(document, "metadata:\n  name: ", "\n").to_owned();
+    let (policies, bindings) = (of_kind("ValidatingAdmissionPolicy"), of_kind("ValidatingAdmissionPolicyBinding"));
+    assert_eq!((policies.len(), bindings.len()), (2, 2));
+    for (policy, binding) in policies.iter().zip(&bindings) {
+        assert!(policy.contains("failurePolicy: Fail\n"), "{policy}");
+        assert!(
+            binding.contains(&format!("policyName: {}\n", name(policy))) && binding.contains("validationActions: [Deny, "),
+            "{binding}"
+        );
+        let networks: Vec<_> = policy.split("cidr('").skip(1).map(|rest| rest.split('\'').next().unwrap()).collect();
+        assert_eq!(networks, ["169.254.0.0/16", "fd00:ec2::/32"], "{policy}");
+        // The metadata service's addresses are in these networks.
+        let (v4, v6) = (rolegate::metadata_service::METADATA_IPV4, rolegate::metadata_service::METADATA_IPV6);
+        assert!(v4.octets().starts_with(&[169, 254]) && v6.segments().starts_with(&[0xfd00, 0xec2]));
+    }
+    for resource in ["services, services/status", "endpoints", "endpointslices"] {
+        assert_eq!(text.matches(&format!("resources: [{resource}]\n")).count(), 1, "{resource}");
+    }
+    assert!(read("daemonset/admission/kustomization.yaml").contains("kind: Component\nresources:\n  - policy.yaml\n"));
+}
+
 #[test]
 fn the_self_test_component_grants_what_the_test_needs() {
     let component = read("daemonset/self-test/daemonset.yaml");
