@@ -177,7 +177,7 @@ impl App {
         let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared));
         let prepared = loop {
             tokio::select! {
-                placed = &mut place, if !place.is_terminated() => reconcile(start.tasks, placed?),
+                placed = &mut place, if !place.is_terminated() => reconcile(start.tasks, &metrics, placed?),
                 prepared = &mut prepared => break prepared?,
                 // Whoever listened there is gone before this daemon can serve: connections wait here from now on.
                 listening = listener.listen_when_alone() => listening?,
@@ -195,7 +195,7 @@ impl App {
         let ended = loop {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => match placed {
-                    Ok(reconciler) => reconcile(start.tasks, reconciler),
+                    Ok(reconciler) => reconcile(start.tasks, &metrics, reconciler),
                     Err(error) => break Err(error),
                 },
                 ended = start.tasks.first_ended() => break Err(ended.into()),
@@ -251,8 +251,9 @@ async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = 
 }
 
 /// The packet rules are kept true from now on.
-fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<SelectedBackend, System>>) {
+fn reconcile(tasks: &mut Tasks, metrics: &Metrics, reconciler: Option<Reconciler<SelectedBackend, System>>) {
     if let Some(mut reconciler) = reconciler {
+        tasks.spawn("redirects of the node's own requests", packet_rules::follow_foreign_redirects(metrics.clone()));
         tasks.spawn("packet rules", async move { reconciler.reconcile().await });
     }
 }

@@ -72,6 +72,7 @@ struct MetricsInner {
     sts_explained: IntCounterVec,
     events: IntCounterVec,
     redirect_in_place: IntGauge,
+    foreign_redirects: IntGauge,
     redirect_repairs: IntCounterVec,
     redirect_check_failures: IntCounter,
     redirect_forgotten: IntCounter,
@@ -174,6 +175,7 @@ impl Metrics {
             sts_explained: register.counters(&STS_EXPLAINED),
             events: register.counters(&EVENTS),
             redirect_in_place: register.gauge(&REDIRECT_IN_PLACE),
+            foreign_redirects: register.gauge(&FOREIGN_REDIRECTS),
             redirect_repairs: register.counters(&REDIRECT_REPAIRS),
             redirect_check_failures: register.counters(&REDIRECT_CHECK_FAILURES).with_label_values::<&str>(&[]),
             redirect_forgotten: register.counters(&REDIRECT_FORGOTTEN).with_label_values::<&str>(&[]),
@@ -278,6 +280,11 @@ impl Metrics {
     /// Sets whether the packet rules were correct at the last check.
     pub fn redirect_in_place(&self, is: bool) {
         self.0.redirect_in_place.set(i64::from(is));
+    }
+
+    /// Sets how many redirects of the node's own metadata requests there are.
+    pub fn foreign_redirects(&self, found: usize) {
+        self.0.foreign_redirects.set(i64::try_from(found).unwrap_or(i64::MAX));
     }
 
     /// Counts a repair of changed packet rules.

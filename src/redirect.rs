@@ -13,6 +13,7 @@ use crate::config::InterfaceMatch;
 pub mod backend;
 pub mod changes;
 pub mod conntrack;
+pub mod foreign;
 pub mod iptables;
 pub mod legacy_rules;
 pub mod nftables;
@@ -229,12 +230,19 @@ pub fn without_interface(patterns: &[InterfaceMatch]) -> Vec<&InterfaceMatch> {
 
 /// Returns the addresses of all interfaces of this node.
 pub fn interface_addresses() -> Vec<IpAddr> {
-    let addresses = nix::ifaddrs::getifaddrs().map(|addresses| addresses.filter_map(|address| address.address).collect::<Vec<_>>());
-    let ip = |address: nix::sys::socket::SockaddrStorage| {
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    named_interface_addresses().into_iter().map(|(_, ip)| ip).collect()
+}
+
+/// Returns the addresses of all interfaces of this node, each with the name of its interface.
+fn named_interface_addresses() -> Vec<(String, IpAddr)> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let ip = |address: nix::ifaddrs::InterfaceAddress| {
+        let of_interface = address.address?;
+        let v4 = of_interface.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let ip = v4.or_else(|| of_interface.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
+        Some((address.interface_name, ip))
     };
-    addresses.unwrap_or_default().into_iter().filter_map(ip).collect()
+    all.filter_map(ip).collect()
 }
 
 /// Returns an address of this interface that other interfaces can reach: never a loopback address.

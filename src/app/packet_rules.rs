@@ -18,9 +18,11 @@ use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
 use crate::kubernetes::client::Client;
 use crate::kubernetes::nodes::{NodeError, node_addresses};
 use crate::kubernetes::own_pod::pods_with;
+use crate::log_once::Changes;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
+use crate::redirect::foreign;
 use crate::redirect::legacy_rules::{self, LeftOver};
 use crate::redirect::ownership::Ownership;
 use crate::redirect::reconcile::{Like, Reconciler};
@@ -30,6 +32,8 @@ use crate::self_test::{ExpectedRules, Probes};
 
 /// Pause between questions that a late API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Pause between searches for redirects of the node's own requests. A search reads all NAT rules of the node.
+const SEARCH_AGAIN: Duration = Duration::from_secs(600);
 
 /// The rules, of which the guard is in place.
 #[derive(Debug)]
@@ -142,6 +146,29 @@ async fn name_legacy_rules() {
             }
         }
         Err(error) => debug!(error = chain(&error), "the rules of kube2iam and kiam cannot be looked for"),
+    }
+}
+
+/// Searches for redirects of the node's own metadata requests by other programs, and logs what it finds.
+pub(super) async fn follow_foreign_redirects(metrics: Metrics) {
+    let mut logged = Changes::default();
+    loop {
+        let found = foreign::find().await;
+        metrics.foreign_redirects(found.len());
+        if found.is_empty() {
+            if logged.forget().is_some() {
+                info!(event = "own-requests-free", "no other program redirects the node's own metadata requests any more");
+            }
+        } else if logged.is_new(found.clone()) {
+            error!(
+                event = "own-requests-redirected",
+                redirects = found.join("; "),
+                "another program redirects the node's own metadata requests, which is an attack or a mistake: whoever answers them chooses \
+                 the node's credentials; rolegate's pin comes before packet rules of other programs, with --redirect=nftables before all; \
+                 delete the Service whose external IP is the metadata address, or what else made this"
+            );
+        }
+        tokio::time::sleep(SEARCH_AGAIN).await;
     }
 }
 

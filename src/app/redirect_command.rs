@@ -16,7 +16,7 @@ use crate::redirect::observed::ObservedRules;
 use crate::redirect::program::LOCK_WAIT;
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::status::{NodeObservation, StatusReport, tell};
-use crate::redirect::{self, Backend as _, RedirectError, conntrack, legacy_rules, nftables, ownership};
+use crate::redirect::{self, Backend as _, RedirectError, conntrack, foreign, legacy_rules, nftables, ownership};
 
 /// Does what is asked, and says in words what was done or found.
 pub(crate) async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusReport> {
@@ -191,6 +191,7 @@ pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSe
         differences,
         elsewhere,
         legacy_rules: legacy_rules.map_err(|error| chain(&error)),
+        foreign: foreign::find().await,
         addresses: redirect::interface_addresses(),
         daemon: ownership::any().ok(),
     };

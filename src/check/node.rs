@@ -48,6 +48,20 @@ pub(crate) fn leftovers(found: &Result<Vec<String>, String>) -> Vec<CheckItem> {
     }
 }
 
+/// Returns a check for each redirect of the node's own metadata requests by another program.
+pub(crate) fn foreign_redirects(found: &[String]) -> Vec<CheckItem> {
+    if found.is_empty() {
+        return vec![SECTION.ok("own-requests", "no other program redirects the node's own metadata requests")];
+    }
+    let warning = |redirect: &String| {
+        SECTION.warning("own-requests", format!("another program redirects the node's own metadata requests: {redirect}")).advise(
+            "delete the Service whose external IP is the metadata address, or what else made this; component daemonset/admission/ keeps \
+             such Services out",
+        )
+    };
+    found.iter().map(warning).collect()
+}
+
 /// Returns the check of a port. `daemon` says whether a daemon runs on this node, if that is known.
 pub(crate) fn port(CheckedPort { check, flag, port, is_in_use }: CheckedPort, daemon: Option<bool>) -> CheckItem {
     let stop = || format!("stop the program that uses the port (`ss --listening --tcp --processes`), or choose another {flag}");
@@ -110,6 +124,13 @@ mod tests {
         assert_eq!(found(&[])[0].status, CheckStatus::Ok);
         assert_eq!(found(&["a", "b"]).iter().map(|item| item.status).collect::<Vec<_>>(), [CheckStatus::Warning; 2]);
         assert_eq!(leftovers(&Err("no program".to_owned()))[0].status, CheckStatus::Skipped);
+    }
+
+    #[test]
+    fn each_redirect_of_own_requests_has_its_own_line() {
+        assert_eq!(foreign_redirects(&[])[0].status, CheckStatus::Ok);
+        let found = foreign_redirects(&["a".to_owned(), "b".to_owned()]);
+        assert_eq!(found.iter().map(|item| item.status).collect::<Vec<_>>(), [CheckStatus::Warning; 2]);
     }
 
     #[test]

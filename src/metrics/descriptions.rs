@@ -107,6 +107,8 @@ descriptions! {
         "Repairs of packet rules that had been changed, by outcome.";
     REDIRECT_CHECK_FAILURES = "counter" "rolegate_redirect_check_failures_total" []
         "Failed checks of the packet rules, after which their state is unknown.";
+    FOREIGN_REDIRECTS = "gauge" "rolegate_foreign_redirects" []
+        "Redirects of the node's own metadata requests by other programs, found by the last search.";
     REDIRECT_FORGOTTEN = "counter" "rolegate_redirect_forgotten_connections_total" []
         "Connections of pods to the real metadata service that were older than the packet rules and were ended.";
     CNI_RESULTS = "gauge" "rolegate_cni_result_files" ["state"]

@@ -1,8 +1,8 @@
 //! The iptables backend, for whichever flavour of `iptables` the image has.
 //!
 //! The rules live in chains of their own, so that `iptables-restore --noflush` replaces them in one transaction for each table
-//! and never mixes them with other rules. One narrow jump at the head of PREROUTING, FORWARD and INPUT leads to each chain, so
-//! that a packet that has nothing to do with the metadata service costs one comparison.
+//! and never mixes them with other rules. One narrow jump at the head of PREROUTING, FORWARD, INPUT, OUTPUT and POSTROUTING leads to
+//! each chain, so that a packet that has nothing to do with the metadata service costs one comparison.
 //!
 //! Another program's rule that accepts packets ahead of the guard opens it until the next comparison. The guard therefore has a
 //! backstop, which drops what passed the guard. The backstop is in the table `security`, which has rules on hardly any node and
@@ -15,8 +15,10 @@
 //! is read at once. The legacy flavour announces no changes, and its rules are compared on the interval only.
 //!
 //! The kernel has two sets of these tables side by side: one for the nft flavour and one for the legacy flavour. The rules are
-//! in the set that the program called `iptables` uses.
+//! in the set that the program called `iptables` uses. Of two tables `nat` the kernel asks first the one that was filled last, so
+//! the pin cannot come before a redirect in the other set. Such a redirect is reported (see `hijack`).
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use tracing::warn;
@@ -115,18 +117,19 @@ impl Iptables {
         self.differences_of(rules, family, &present).await
     }
 
-    /// Returns whether a family's guard is whole, whether the family is closed (by its guard or its backstop), and where its
-    /// requests are sent.
-    async fn standing_in(&self, family: Family) -> Result<(bool, bool, Vec<SocketAddr>), RedirectError> {
+    /// Returns the hooks whose rules for a family are whole, of those that do not depend on the rest of the rule set, and where
+    /// the family's requests are sent.
+    async fn standing_in(&self, family: Family) -> Result<(BTreeSet<Hook>, Vec<SocketAddr>), RedirectError> {
         let present = self.list(family, ReadScope::Ours).await?;
-        let mut whole = [false; 2];
-        for (whole, hook) in whole.iter_mut().zip([Hook::Guard, Hook::Backstop]) {
-            // The guard's rules do not depend on the rest of the rule set.
+        let mut whole = BTreeSet::new();
+        for hook in [Hook::Guard, Hook::Backstop, Hook::Exit, Hook::Pin] {
             let wanted = Chain::wanted(&RuleSet::guard_alone(), hook, family, present.backstop);
-            *whole = self.ask_about(family, present.differences(&wanted)).await?.is_empty();
+            if self.ask_about(family, present.differences(&wanted)).await?.is_empty() {
+                whole.insert(hook);
+            }
         }
         let targets = present.targets(ChainPosition::of(Hook::Redirect, present.backstop)).collect();
-        Ok((whole == [true; 2], whole.contains(&true), targets))
+        Ok((whole, targets))
     }
 
     /// Logs once what a backstop ahead of the guard means for pods.
@@ -217,20 +220,27 @@ impl Backend for Iptables {
     }
 
     async fn observed(&self) -> Result<ObservedRules, RedirectError> {
-        let mut observed = ObservedRules { guards: Family::ALL.into(), ..ObservedRules::default() };
+        // A family that the kernel does not have needs no rules.
+        let mut observed = ObservedRules::guarding(Family::ALL);
         let mut failures = Vec::new();
         for family in self.families() {
             match self.standing_in(*family).await.map_err(|error| of_family(*family, error)) {
-                Ok((whole, closed, targets)) => {
-                    if !closed {
-                        observed.guards.remove(family);
-                    } else if !whole {
+                Ok((whole, targets)) => {
+                    observed.forget(*family);
+                    let has = |hook| whole.contains(&hook);
+                    // Either of the two closes the family.
+                    if has(Hook::Guard) || has(Hook::Backstop) {
+                        observed.guards.insert(*family);
+                    }
+                    if has(Hook::Guard) != has(Hook::Backstop) {
                         observed.weak.insert(*family);
                     }
+                    observed.exits.extend(has(Hook::Exit).then_some(*family));
+                    observed.pins.extend(has(Hook::Pin).then_some(*family));
                     observed.targets.extend(targets);
                 }
                 Err(error) => {
-                    observed.guards.remove(family);
+                    observed.forget(*family);
                     failures.push((*family, error));
                 }
             }

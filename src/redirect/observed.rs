@@ -12,19 +12,41 @@ pub struct ObservedRules {
     pub guards: BTreeSet<Family>,
     /// Those of `guards` whose guard is closed but incomplete and has to be installed again.
     pub weak: BTreeSet<Family>,
+    /// The families whose packets from other addresses than the node's cannot leave to the metadata service.
+    pub exits: BTreeSet<Family>,
+    /// The families whose metadata address other programs cannot redirect for the node's own processes.
+    pub pins: BTreeSet<Family>,
     /// The addresses that requests are sent to.
     pub targets: BTreeSet<SocketAddr>,
 }
 
 impl ObservedRules {
-    /// Returns whether every packet that is forwarded to a metadata address would be stopped, by a complete guard.
+    /// Returns rules without targets that are complete for these families.
+    pub fn guarding(families: impl IntoIterator<Item = Family>) -> Self {
+        let families: BTreeSet<_> = families.into_iter().collect();
+        Self { guards: families.clone(), exits: families.clone(), pins: families, ..Self::default() }
+    }
+
+    /// Returns whether the guard, the exit and the pin are complete: no pod's packet reaches a metadata address, and the node's
+    /// own requests reach it.
     pub fn is_guarded(&self) -> bool {
         self.is_guarded_but_for(&[])
     }
 
-    /// Returns whether the guard is complete for all families but the unknown ones.
+    /// Returns whether that is so for all families but the unknown ones.
     pub fn is_guarded_but_for(&self, unknown: &[Family]) -> bool {
-        Family::ALL.iter().all(|family| unknown.contains(family) || (self.guards.contains(family) && !self.weak.contains(family)))
+        let is_guarded = |family: &Family| {
+            let has = |families: &BTreeSet<Family>| families.contains(family);
+            has(&self.guards) && !has(&self.weak) && has(&self.exits) && has(&self.pins)
+        };
+        Family::ALL.iter().all(|family| unknown.contains(family) || is_guarded(family))
+    }
+
+    /// Removes a family, of which only the targets may be known.
+    pub(super) fn forget(&mut self, family: Family) {
+        for families in [&mut self.guards, &mut self.weak, &mut self.exits, &mut self.pins] {
+            families.remove(&family);
+        }
     }
 
     /// Returns where requests are sent, if those of any family are.

@@ -1,6 +1,6 @@
 //! The wanted packet rules as data: pure, and independent of the program that loads them.
 //!
-//! There are four kinds of rules, by purpose:
+//! There are six kinds of rules, by purpose:
 //!
 //! - **redirect**, where packets enter the node and their destination can be changed: TCP to port 80 of the metadata address
 //!   goes to the daemon, from every interface except the node's own loopback;
@@ -9,9 +9,16 @@
 //! - **backstop**, at the same hook and after the guard: what passed the guard because another program's rule ahead of it
 //!   accepted the packet is dropped. A backend whose guard cannot be bypassed needs none;
 //! - **direct**, where packets arrive for the node itself: a connection to the app port that was not redirected from the
-//!   metadata address is dropped.
+//!   metadata address is dropped;
+//! - **exit**, where packets leave the node: a packet to a metadata address whose source address is not one of the node's own
+//!   is dropped. It stops packets that are not forwarded, or have another destination while they are: those that a process of
+//!   the node sends from a pod's address (a transparent proxy), and source-routed ones, whose next destination is set after the
+//!   guard's hook;
+//! - **pin**, where the node's own processes open connections: TCP to a metadata address keeps its destination, whatever another
+//!   program's rules say. A Service whose external IP is the metadata address would otherwise redirect the daemon's own
+//!   requests to a pod.
 //!
-//! Packets of the node's own processes pass none of them.
+//! Packets of the node's own processes pass the exit and the pin unchanged, and meet no other of these rules.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
@@ -63,6 +70,10 @@ pub enum Hook {
     Backstop,
     /// Where packets are delivered to a socket of the node.
     Direct,
+    /// Where packets leave the node, before their source address can be changed (NAT).
+    Exit,
+    /// Where the node's own processes send packets, and destinations can be changed (NAT).
+    Pin,
 }
 
 /// One rule: a packet that satisfies every match gets the verdict.
@@ -89,6 +100,8 @@ pub enum Match {
     Interface(InterfaceMatch),
     /// The packet's connection was opened to an address other than this one.
     NotOpenedTo(IpAddr),
+    /// No interface of the node has the packet's source address.
+    NotFromNode,
 }
 
 /// What happens to a packet.
@@ -96,6 +109,9 @@ pub enum Match {
 pub enum PacketVerdict {
     /// The connection is redirected to this address.
     Dnat(SocketAddr),
+    /// The connection keeps this destination, which it has already. The kernel sets up destination NAT once for each connection,
+    /// so later rules cannot redirect it.
+    Keep(IpAddr),
     /// The remaining rules of this hook do not apply.
     Return,
     /// The sender gets a TCP reset: the connection is refused.
@@ -121,7 +137,7 @@ impl Family {
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 4] = [Self::Redirect, Self::Guard, Self::Backstop, Self::Direct];
+    pub const ALL: [Self; 6] = [Self::Redirect, Self::Guard, Self::Backstop, Self::Direct, Self::Exit, Self::Pin];
 }
 
 impl Targets {
@@ -145,6 +161,8 @@ impl RuleSet {
             Hook::Guard => guard(family),
             Hook::Backstop => vec![Rule { family, matches: vec![Match::To(family.metadata())], verdict: PacketVerdict::Drop }],
             Hook::Direct => self.direct(family),
+            Hook::Exit => vec![exit(family)],
+            Hook::Pin => vec![pin(family)],
         }
     }
 
@@ -189,4 +207,16 @@ fn guard(family: Family) -> Vec<Rule> {
         Rule { family, matches: vec![to.clone(), Match::Tcp], verdict: PacketVerdict::Reset },
         Rule { family, matches: vec![to], verdict: PacketVerdict::Reject },
     ]
+}
+
+/// A process of the node that sends a pod's packet onward does so with the pod's address, so the source address tells whose packet
+/// it is. That is true only before source NAT, which gives pods' packets an address of the node: backends apply this rule ahead
+/// of it. Applied once more after it, the rule would only judge what another program chose as the source.
+fn exit(family: Family) -> Rule {
+    Rule { family, matches: vec![Match::To(family.metadata()), Match::NotFromNode], verdict: PacketVerdict::Drop }
+}
+
+fn pin(family: Family) -> Rule {
+    let address = family.metadata();
+    Rule { family, matches: vec![Match::To(address), Match::Tcp], verdict: PacketVerdict::Keep(address) }
 }

@@ -1,5 +1,6 @@
 //! The report of `rolegate redirect status`: what happens to a pod's packet on this node. Pure.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::observed::ObservedRules;
@@ -18,6 +19,8 @@ pub struct NodeObservation {
     pub elsewhere: Option<(&'static str, Result<ObservedRules, String>)>,
     /// Rules that kube2iam and kiam left behind, or why they are not known.
     pub legacy_rules: Result<Vec<String>, String>,
+    /// Redirects of the node's own metadata requests by other programs.
+    pub foreign: Vec<String>,
     /// The addresses of this node.
     pub addresses: Vec<IpAddr>,
     /// Whether a daemon runs on this node, if that is known.
@@ -48,6 +51,8 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
             as_wanted = false;
             lines.push(format!("this node does not have the address {}: pods' requests leave the node", target.ip()));
         }
+        lines.push(of_exit(family, seen));
+        lines.push(of_pin(family, seen));
     }
     if wanted.targets.is_none() && seen.observed.targets.is_empty() && seen.observed.is_guarded() {
         lines.push("only the guard is installed: pods' requests are rejected until a daemon installs its redirect rules".to_owned());
@@ -67,6 +72,7 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
         Some((backend, Err(reason))) => lines.push(format!("cannot check {backend} for rules of rolegate: {reason}")),
         _ => {}
     }
+    lines.extend(seen.foreign.iter().map(|redirect| format!("another program redirects the node's own metadata requests: {redirect}")));
     match &seen.legacy_rules {
         Ok(left) => {
             lines.extend(
@@ -92,8 +98,7 @@ enum PacketDestination {
 
 fn of_family(family: Family, seen: &NodeObservation) -> (PacketDestination, String) {
     // The guard of either backend is enough.
-    let elsewhere = seen.elsewhere.as_ref().and_then(|(_, observed)| observed.as_ref().ok());
-    let all: Vec<&ObservedRules> = std::iter::once(&seen.observed).chain(elsewhere).collect();
+    let all = of_all_backends(seen);
     let guarded = all.iter().any(|observed| observed.guards.contains(&family));
     let target = all.iter().flat_map(|observed| &observed.targets).find(|target| target.is_ipv6() == (family == Family::V6));
     let (address, rest) =
@@ -113,9 +118,40 @@ fn of_family(family: Family, seen: &NodeObservation) -> (PacketDestination, Stri
     }
 }
 
+/// What happens to packets that leave the node with a source address that is not the node's.
+fn of_exit(family: Family, seen: &NodeObservation) -> String {
+    let address = family.metadata();
+    if of_all_backends(seen).iter().any(|observed| observed.exits.contains(&family)) {
+        format!("{address}: only packets from the node's own addresses leave the node")
+    } else {
+        format!(
+            "{address}: packets leave the node with any source address: a proxy on the node that uses pods' addresses reaches the service"
+        )
+    }
+}
+
+/// What happens to the node's own requests.
+fn of_pin(family: Family, seen: &NodeObservation) -> String {
+    let address = family.metadata();
+    if of_all_backends(seen).iter().any(|observed| observed.pins.contains(&family)) {
+        format!("{address}: the node's own requests are pinned to it")
+    } else {
+        format!("{address}: the node's own requests are not pinned to it: rules of other programs, such as kube-proxy's, can redirect them")
+    }
+}
+
+fn of_all_backends(seen: &NodeObservation) -> Vec<&ObservedRules> {
+    let elsewhere = seen.elsewhere.as_ref().and_then(|(_, observed)| observed.as_ref().ok());
+    std::iter::once(&seen.observed).chain(elsewhere).collect()
+}
+
 fn parts(observed: &ObservedRules) -> String {
-    let guards = observed.guards.iter().map(|family| format!("the guard for {}", family.metadata()));
-    guards.chain(observed.targets.iter().map(|target| format!("a redirect to {target}"))).collect::<Vec<_>>().join(", ")
+    let of_families = |what: &'static str, families: &BTreeSet<Family>| {
+        families.iter().map(|family| format!("the {what} for {}", family.metadata())).collect::<Vec<_>>()
+    };
+    let parts = [("guard", &observed.guards), ("exit", &observed.exits), ("pin", &observed.pins)];
+    let parts = parts.into_iter().flat_map(|(what, families)| of_families(what, families));
+    parts.chain(observed.targets.iter().map(|target| format!("a redirect to {target}"))).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -131,14 +167,11 @@ mod tests {
 
     fn seen() -> NodeObservation {
         NodeObservation {
-            observed: ObservedRules {
-                guards: Family::ALL.into(),
-                targets: ["10.0.0.1:8181".parse().unwrap()].into(),
-                ..ObservedRules::default()
-            },
+            observed: ObservedRules { targets: ["10.0.0.1:8181".parse().unwrap()].into(), ..ObservedRules::guarding(Family::ALL) },
             backend: "nftables",
             elsewhere: Some(("iptables", Ok(ObservedRules::default()))),
             legacy_rules: Ok(Vec::new()),
+            foreign: Vec::new(),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             daemon: Some(true),
             differences: Vec::new(),
@@ -153,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_guarded_node_is_as_wanted() {
-        let alone = NodeObservation { observed: ObservedRules { guards: Family::ALL.into(), ..ObservedRules::default() }, ..seen() };
+        let alone = NodeObservation { observed: ObservedRules::guarding(Family::ALL), ..seen() };
         let nobody = NodeObservation { daemon: Some(false), ..seen() };
         assert!(tell(&full(), &seen()).as_wanted && tell(&RuleSet::guard_alone(), &alone).as_wanted && tell(&full(), &nobody).as_wanted);
         insta::assert_snapshot!("served", report(&full(), &seen()));
@@ -164,7 +197,8 @@ mod tests {
     #[test]
     fn an_open_node_and_a_different_rule_are_not_as_wanted() {
         let open = NodeObservation { observed: ObservedRules::default(), ..seen() };
-        let half = NodeObservation { observed: ObservedRules { guards: [Family::V6].into(), ..seen().observed }, ..seen() };
+        let half = ObservedRules { targets: seen().observed.targets, ..ObservedRules::guarding([Family::V6]) };
+        let half = NodeObservation { observed: half, ..seen() };
         let differs = NodeObservation { differences: vec!["the chain direct is missing".to_owned()], ..seen() };
         let away = NodeObservation { addresses: vec!["10.0.0.2".parse().unwrap()], ..seen() };
         for (name, seen) in [("open", open), ("half_open", half), ("differs", differs), ("another_address", away)] {
@@ -182,7 +216,10 @@ mod tests {
             ..seen()
         };
         let legacy_rules = NodeObservation { legacy_rules: Ok(vec!["iptables-nft: -A PREROUTING x".to_owned()]), ..seen() };
-        for (name, seen) in [("other_backend", elsewhere), ("unknown_backend", unknown), ("legacy_rule", legacy_rules)] {
+        let foreign = NodeObservation { foreign: vec!["iptables-nft-save: -A OUTPUT x".to_owned()], ..seen() };
+        for (name, seen) in
+            [("other_backend", elsewhere), ("unknown_backend", unknown), ("legacy_rule", legacy_rules), ("foreign", foreign)]
+        {
             assert!(tell(&full(), &seen).as_wanted, "{name}");
             insta::assert_snapshot!(name, report(&full(), &seen));
         }

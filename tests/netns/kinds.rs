@@ -44,7 +44,7 @@ impl Kind {
                 "iptables",
                 // One table at a time: if a daemon repairs meanwhile, a chain that is in use could not be deleted.
                 r"for program in iptables-legacy-restore ip6tables-legacy-restore; do
-                printf '*filter\nCOMMIT\n*security\nCOMMIT\n*nat\nCOMMIT\n' | $program -w 30; done",
+                printf '*filter\nCOMMIT\n*security\nCOMMIT\n*mangle\nCOMMIT\n*nat\nCOMMIT\n' | $program -w 30; done",
                 "iptables-legacy -w 30 -S; ip6tables-legacy -w 30 -S",
             ),
         ]

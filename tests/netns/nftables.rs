@@ -140,7 +140,7 @@ fn changes_by_others_are_reported_and_repaired() {
         assert_eq!(differences(&node, &whole()), [""; 0], "{change}");
     }
     // Deletes one rule of each chain by its handle.
-    for chain in ["redirection", "guard", "direct"] {
+    for chain in ["redirection", "guard", "direct", "exit", "pin"] {
         let delete =
             format!("nft delete rule inet rolegate {chain} handle $(nft -a list chain inet rolegate {chain} | sed -n '4s/.*# handle //p')");
         node.ns().sh(&delete).unwrap();
@@ -171,7 +171,10 @@ fn only_our_table_is_removed() {
     let before = node.ns().sh("nft list ruleset").unwrap();
     install(&node, &whole());
     let remove = || inside(node.ns(), || async { Nftables::default().remove().await }).unwrap();
-    assert_eq!(remove(), ["the table inet rolegate with the chains direct (2 rules), guard (4 rules), redirection (4 rules)"]);
+    assert_eq!(
+        remove(),
+        ["the table inet rolegate with the chains direct (2 rules), exit (2 rules), guard (4 rules), pin (2 rules), redirection (4 rules)"]
+    );
     assert_eq!(remove(), [""; 0]);
     assert_eq!(node.ns().sh("nft list ruleset").unwrap(), before);
 }

@@ -66,9 +66,11 @@ async fn rules(config: &Config, self_test: Ability) -> (Vec<CheckItem>, Option<b
     };
     // They have lines of their own.
     let leftovers = std::mem::replace(&mut seen.legacy_rules, Ok(Vec::new()));
+    let foreign = std::mem::take(&mut seen.foreign);
     let status = told(&command, &wanted, &seen).await;
     checks.push(node::packet_rules(&status, seen.daemon));
     checks.extend(node::leftovers(&leftovers));
+    checks.extend(node::foreign_redirects(&foreign));
     let is_served = status.as_wanted && seen.daemon == Some(true);
     let is_redirected = |family: fn(&SocketAddr) -> bool| seen.observed.targets.iter().any(family);
     let expected = ExpectedRules { ipv4: is_redirected(SocketAddr::is_ipv4), ipv6: is_redirected(SocketAddr::is_ipv6) };

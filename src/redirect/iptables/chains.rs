@@ -35,7 +35,7 @@ impl KernelTable {
 }
 
 /// The hooks in the order in which their rules are installed, the guard first.
-pub(super) const ORDER: [Hook; 4] = [Hook::Guard, Hook::Backstop, Hook::Direct, Hook::Redirect];
+pub(super) const ORDER: [Hook; 6] = [Hook::Guard, Hook::Backstop, Hook::Direct, Hook::Exit, Hook::Pin, Hook::Redirect];
 
 /// A chain of ours, and the jump to it at the head of a chain of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,14 +69,18 @@ impl ChainPosition {
             Hook::Guard => Self { table: KernelTable::Filter, from: "FORWARD", chain: "ROLEGATE-GUARD" },
             Hook::Direct => Self { table: KernelTable::Filter, from: "INPUT", chain: "ROLEGATE-DIRECT" },
             Hook::Redirect => Self { table: KernelTable::Nat, from: "PREROUTING", chain: "ROLEGATE" },
+            // The table `nat` cannot drop, and comes too late: after it, a pod's packet may have an address of the node.
+            Hook::Exit => Self { table: KernelTable::Mangle, from: "POSTROUTING", chain: "ROLEGATE-EXIT" },
+            Hook::Pin => Self { table: KernelTable::Nat, from: "OUTPUT", chain: "ROLEGATE-PIN" },
         }
     }
 
     /// Returns every position at which rolegate may have rules, in the order of removal: requests stop arriving before the
     /// guard is removed.
-    pub(super) fn all() -> [Self; 5] {
+    pub(super) fn all() -> [Self; 7] {
         let of = |hook| Self::of(hook, KernelTable::Security);
-        [of(Hook::Redirect), of(Hook::Direct), of(Hook::Guard), of(Hook::Backstop), Self::of(Hook::Backstop, KernelTable::Mangle)]
+        let in_mangle = Self::of(Hook::Backstop, KernelTable::Mangle);
+        [of(Hook::Redirect), of(Hook::Pin), of(Hook::Direct), of(Hook::Guard), in_mangle, of(Hook::Exit), of(Hook::Backstop)]
     }
 }
 
@@ -86,7 +90,8 @@ impl Chain {
         let to_metadata = match_words(&Match::To(family.metadata()));
         // Every packet of the node is compared with these matches, and most packets with nothing else.
         let entry = match hook {
-            Hook::Guard | Hook::Backstop => to_metadata,
+            Hook::Guard | Hook::Backstop | Hook::Exit => to_metadata,
+            Hook::Pin => format!("{to_metadata} {}", match_words(&Match::Tcp)),
             Hook::Redirect => format!("{to_metadata} {}", match_words(&Match::TcpPort(METADATA_PORT))),
             Hook::Direct => {
                 let port = rules.targets.map_or(0, |targets| targets.port());
@@ -107,6 +112,7 @@ fn rule_words(rule: &Rule) -> String {
     let mut words: Vec<_> = rule.matches.iter().map(match_words).collect();
     words.push(match rule.verdict {
         PacketVerdict::Dnat(target) => format!("-j DNAT --to-destination {target}"),
+        PacketVerdict::Keep(address) => format!("-j DNAT --to-destination {address}"),
         PacketVerdict::Return => "-j RETURN".to_owned(),
         PacketVerdict::Reset => "-j REJECT --reject-with tcp-reset".to_owned(),
         PacketVerdict::Reject => match rule.family {
@@ -125,6 +131,7 @@ fn match_words(one: &Match) -> String {
         Match::TcpPort(port) => format!("-p tcp -m tcp --dport {port}"),
         Match::Interface(InterfaceMatch { name, negated }) => format!("{}-i {name}", if *negated { "! " } else { "" }),
         Match::NotOpenedTo(ip) => format!("-m conntrack ! --ctorigdst {}", host(*ip)),
+        Match::NotFromNode => "-m addrtype ! --src-type LOCAL".to_owned(),
     }
 }
 

@@ -37,7 +37,7 @@ impl Listed {
     }
 
     /// Returns the chain or verdict that the rule sends packets to.
-    fn target(&self) -> Option<String> {
+    pub(crate) fn target(&self) -> Option<String> {
         self.value_of(&["-j", "-g"])
     }
 
@@ -107,7 +107,7 @@ impl IptablesListing {
         }
     }
 
-    pub(super) fn has_chain(&self, table: KernelTable, chain: &str) -> bool {
+    pub(crate) fn has_chain(&self, table: KernelTable, chain: &str) -> bool {
         self.chains.iter().any(|(of, name)| *of == table && name == chain)
     }
 

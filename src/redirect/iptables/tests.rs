@@ -40,9 +40,19 @@ COMMIT
 -A FORWARD -d 169.254.169.254/32 -j ROLEGATE-BACKSTOP
 -A ROLEGATE-BACKSTOP -d 169.254.169.254/32 -j DROP
 COMMIT
+*mangle
+:POSTROUTING ACCEPT [0:0]
+:ROLEGATE-EXIT - [0:0]
+-A POSTROUTING -d 169.254.169.254/32 -j ROLEGATE-EXIT
+-A ROLEGATE-EXIT -d 169.254.169.254/32 -m addrtype ! --src-type LOCAL -j DROP
+COMMIT
 *nat
 :PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
 :ROLEGATE - [0:0]
+:ROLEGATE-PIN - [0:0]
+-A OUTPUT -d 169.254.169.254/32 -p tcp -j ROLEGATE-PIN
+-A ROLEGATE-PIN -d 169.254.169.254/32 -p tcp -j DNAT --to-destination 169.254.169.254
 -A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j ROLEGATE
 -A ROLEGATE -d 169.254.169.254/32 -i lo -p tcp -m tcp --dport 80 -j RETURN
 -A ROLEGATE -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.0.2.1:8181
@@ -151,7 +161,7 @@ fn each_change_is_described() {
     }
     let missing = differences(&IptablesListing::default(), &rule_set(&[]));
     assert_eq!(missing[..2], ["table filter: the chain ROLEGATE-GUARD is missing", "table filter: FORWARD has no jump to ROLEGATE-GUARD"]);
-    assert_eq!(missing.len(), 8);
+    assert_eq!(missing.len(), 12);
 }
 
 /// The program is asked only about rules that it may have written in another way, not about an order that is known to be wrong.
@@ -206,6 +216,18 @@ fn chains_are_read_one_by_one() {
         ),
         (KernelTable::Security, "FORWARD", "-P FORWARD ACCEPT\n"),
         (KernelTable::Security, "ROLEGATE-BACKSTOP", "-N ROLEGATE-BACKSTOP\n"),
+        (KernelTable::Mangle, "POSTROUTING", "-P POSTROUTING ACCEPT\n-A POSTROUTING -d 169.254.169.254/32 -j ROLEGATE-EXIT\n"),
+        (
+            KernelTable::Mangle,
+            "ROLEGATE-EXIT",
+            "-N ROLEGATE-EXIT\n-A ROLEGATE-EXIT -d 169.254.169.254/32 -m addrtype ! --src-type LOCAL -j DROP\n",
+        ),
+        (KernelTable::Nat, "OUTPUT", "-P OUTPUT ACCEPT\n-A OUTPUT -p tcp -d 169.254.169.254/32 -j ROLEGATE-PIN\n"),
+        (
+            KernelTable::Nat,
+            "ROLEGATE-PIN",
+            "-N ROLEGATE-PIN\n-A ROLEGATE-PIN -d 169.254.169.254/32 -p tcp -j DNAT --to-destination 169.254.169.254\n",
+        ),
     ] {
         listing.add(table, text);
         assert!(listing.has_chain(table, chain));
@@ -221,7 +243,8 @@ fn without_the_security_table_the_backstop_is_in_mangle() {
     let mut without = IptablesListing::default();
     without.backstop = KernelTable::Mangle;
     let text = text::install(&RuleSet::guard_alone(), Family::V4, &without);
-    assert_eq!(text, render(&RuleSet::guard_alone(), Family::V4).replace("*security", "*mangle"));
+    let with = render(&RuleSet::guard_alone(), Family::V4);
+    assert_eq!(text, with.replace("*security", "*mangle").replacen("COMMIT\n*mangle\n:ROLEGATE-EXIT", ":ROLEGATE-EXIT", 1));
     let both = LISTED.to_owned() + &LISTED.replace("*security", "*mangle");
     let removed = text::remove(&IptablesListing::parse(&both));
     assert!(removed.contains("*mangle\n-D FORWARD") && removed.contains("*security\n-D FORWARD"), "{removed}");

@@ -10,8 +10,10 @@ pub const TABLE: &str = "rolegate";
 pub(super) const AHEAD: i32 = -10;
 /// The priority `dstnat`, at which iptables has its destination NAT.
 pub const DESTINATION_NAT: i32 = -100;
-/// The priority of our NAT chain.
+/// The priority of our NAT chains.
 pub const OUR_NAT: i32 = DESTINATION_NAT + AHEAD;
+/// The priority `srcnat`, at which every program's source NAT takes place, whatever the priorities of their chains are.
+const SOURCE_NAT: i32 = 100;
 
 /// A chain of our table, and where it is attached.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,9 @@ impl ChainHook {
             Hook::Redirect => Self { chain: "redirection", kind: "nat", hook: "prerouting", priority: OUR_NAT },
             Hook::Guard => Self { chain: "guard", kind: "filter", hook: "forward", priority: AHEAD },
             Hook::Direct => Self { chain: "direct", kind: "filter", hook: "input", priority: AHEAD },
+            // After everything that changes packets, and before source NAT gives pods' packets an address of the node.
+            Hook::Exit => Self { chain: "exit", kind: "filter", hook: "postrouting", priority: SOURCE_NAT + AHEAD },
+            Hook::Pin => Self { chain: "pin", kind: "nat", hook: "output", priority: OUR_NAT },
             Hook::Backstop => return None,
         })
     }

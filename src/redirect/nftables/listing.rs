@@ -1,6 +1,6 @@
 //! The contents of our table, read from `nft -j list table` or derived from the wanted rules, and the comparison of the two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -94,25 +94,37 @@ impl NftListing {
         said
     }
 
-    /// Returns the rules that affect packets, whether wanted or not. A guard counts only if its chain has all of the guard's
-    /// rules and no others.
-    pub(super) fn observed(&self) -> ObservedRules {
+    /// Returns the families for which the chain of a hook is complete. Of the hooks whose rules do not depend on the rule set.
+    fn complete(&self, hook: Hook) -> BTreeSet<Family> {
         let wanted = Self::of(&RuleSet::guard_alone());
-        let chains = ChainHook::of(Hook::Guard).and_then(|place| Some((self.chains.get(place.chain)?, wanted.chains.get(place.chain)?)));
-        let guard = chains.filter(|(found, wanted)| {
+        let chains = ChainHook::of(hook).and_then(|place| Some((self.chains.get(place.chain)?, wanted.chains.get(place.chain)?)));
+        let chain = chains.filter(|(found, wanted)| {
             let is_ours = |rule: &Statements| wanted.rules.iter().any(|wanted| rule.says(wanted));
             !self.flags && found.hook == wanted.hook && found.rules.iter().all(is_ours)
         });
-        let guards = |family: &Family| {
-            let rules = RuleSet::guard_alone().rules(Hook::Guard, *family);
-            guard.is_some_and(|(found, _)| rules.iter().all(|rule| found.rules.iter().any(|found| found.says(&Statements::of(rule)))))
+        let Some((found, _)) = chain else { return BTreeSet::new() };
+        let is_complete = |family: &Family| {
+            let rules = RuleSet::guard_alone().rules(hook, *family);
+            rules.iter().all(|rule| found.rules.iter().any(|found| found.says(&Statements::of(rule))))
         };
+        Family::ALL.into_iter().filter(is_complete).collect()
+    }
+
+    /// Returns the rules that affect packets, whether wanted or not. A guard, an exit or a pin counts only if its chain has all
+    /// of its rules and no others.
+    pub(super) fn observed(&self) -> ObservedRules {
         let redirect = ChainHook::of(Hook::Redirect).and_then(|place| self.chains.get(place.chain));
         let targets = redirect.into_iter().flat_map(|chain| &chain.rules).filter_map(|rule| {
             let dnat = &rule.0.last()?["dnat"];
             Some(SocketAddr::new(dnat["addr"].as_str()?.parse().ok()?, dnat["port"].as_u64()?.try_into().ok()?))
         });
-        ObservedRules { guards: Family::ALL.into_iter().filter(guards).collect(), targets: targets.collect(), ..ObservedRules::default() }
+        ObservedRules {
+            guards: self.complete(Hook::Guard),
+            exits: self.complete(Hook::Exit),
+            pins: self.complete(Hook::Pin),
+            targets: targets.collect(),
+            ..ObservedRules::default()
+        }
     }
 
     /// Returns whether this listing, read right after the wanted rules were loaded, is another nft version's wording of them.
@@ -178,11 +190,13 @@ impl Statements {
                     (operator, json!({"meta": {"key": "iifname"}}), json!(pattern(&interface.name)))
                 }
                 Match::NotOpenedTo(ip) => ("!=", json!({"ct": {"key": format!("{} daddr", protocol(*ip)), "dir": "original"}}), json!(ip)),
+                Match::NotFromNode => ("!=", json!({"fib": {"result": "type", "flags": ["saddr"]}}), json!("local")),
             };
             json!({"match": {"op": operator, "left": left, "right": right}})
         });
         let verdict = match rule.verdict {
             PacketVerdict::Dnat(target) => json!({"dnat": {"addr": target.ip(), "port": target.port()}}),
+            PacketVerdict::Keep(address) => json!({"dnat": {"addr": address}}),
             PacketVerdict::Return => json!({"return": null}),
             PacketVerdict::Reset => json!({"reject": {"type": "tcp reset"}}),
             PacketVerdict::Reject => json!({"reject": null}),
@@ -191,8 +205,8 @@ impl Statements {
         Self(matches.chain([verdict]).collect())
     }
 
-    /// Returns whether this is the wanted rule of the guard, apart from what nft versions add or omit by themselves: the
-    /// family, which the address implies, and TCP before a reset, which applies to TCP alone.
+    /// Returns whether this is the wanted rule of the guard, the exit or the pin, apart from what nft versions add or omit by
+    /// themselves: the family, which the address implies, and TCP before a reset, which applies to TCP alone.
     fn says(&self, wanted: &Self) -> bool {
         let bare = |rule: &Self| {
             let resets = rule.0.last().is_some_and(|verdict| verdict["reject"]["type"] == "tcp reset");
@@ -242,13 +256,14 @@ pub(super) fn nat_ahead_of(json: &str, priority: i32) -> Vec<String> {
     let chains = listed["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
     let ahead = chains.filter(|chain| {
         let is_ours = chain["family"] == "inet" && chain["table"] == TABLE;
-        let is_nat = chain["type"] == "nat" && chain["hook"] == "prerouting";
+        let is_nat = chain["type"] == "nat" && (chain["hook"] == "prerouting" || chain["hook"] == "output");
         is_nat && !is_ours && chain["prio"].as_i64().is_some_and(|prio| prio < priority.into())
     });
     let words = ahead.map(|chain| {
         let [family, table, name] = ["family", "table", "name"].map(|field| text(&chain[field]));
+        let whose = if chain["hook"] == "output" { "the node's own" } else { "pods'" };
         format!(
-            "the chain {name} of the table {family} {table} has NAT at priority {}, before rolegate's at {priority}: it may redirect pods' \
+            "the chain {name} of the table {family} {table} has NAT at priority {}, before rolegate's at {priority}: it may redirect {whose} \
              requests elsewhere",
             chain["prio"]
         )
@@ -290,6 +305,13 @@ fn plain(statement: &Value) -> Option<Value> {
             }
             Some(json!({"dnat": value}))
         }
+        // Versions list a single flag with or without a list around it.
+        "match" if value["left"]["fib"]["flags"].is_string() => {
+            let mut statement = statement.clone();
+            let flags = &mut statement["match"]["left"]["fib"]["flags"];
+            *flags = json!([flags.take()]);
+            Some(statement)
+        }
         // The default of `reject`. Versions list it under different names.
         "reject" if value["expr"] == "port-unreachable" => Some(json!({"reject": null})),
         _ => Some(statement.clone()),
@@ -326,6 +348,7 @@ fn words(statement: &Value) -> String {
                     "payload" => format!("{} {}", left["protocol"].as_str()?, left["field"].as_str()?),
                     "ct" if left["dir"].is_string() => format!("ct {} {}", text(&left["dir"]), text(&left["key"])),
                     "ct" => format!("ct {}", text(&left["key"])),
+                    "fib" => format!("fib {} {}", text(left["flags"].as_array().and_then(|flags| flags.first())?), text(&left["result"])),
                     _ => return None,
                 };
                 let operator = if value["op"] == "!=" { "!= " } else { "" };
@@ -333,8 +356,11 @@ fn words(statement: &Value) -> String {
             }
             "dnat" => {
                 let ip: std::net::IpAddr = value["addr"].as_str()?.parse().ok()?;
-                let port = u16::try_from(value["port"].as_u64()?).ok()?;
-                Some(format!("dnat {} to {}", protocol(ip), SocketAddr::new(ip, port)))
+                let target = match value.get("port") {
+                    Some(port) => SocketAddr::new(ip, u16::try_from(port.as_u64()?).ok()?).to_string(),
+                    None => ip.to_string(),
+                };
+                Some(format!("dnat {} to {target}", protocol(ip)))
             }
             "reject" if value["type"] == "tcp reset" => Some("reject with tcp reset".to_owned()),
             kind if value.is_null() => Some(kind.to_owned()),

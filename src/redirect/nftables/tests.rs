@@ -32,9 +32,13 @@ fn redirection(interfaces: &[(&str, bool)]) -> Vec<String> {
 fn listed() -> String {
     let mut objects = vec![r#"{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}"#.to_owned()];
     objects.push(r#"{"table": {"family": "inet", "name": "rolegate", "handle": 2}}"#.to_owned());
-    for (name, kind, hook, prio) in
-        [("redirection", "nat", "prerouting", -110), ("guard", "filter", "forward", -10), ("direct", "filter", "input", -10)]
-    {
+    for (name, kind, hook, prio) in [
+        ("redirection", "nat", "prerouting", -110),
+        ("guard", "filter", "forward", -10),
+        ("direct", "filter", "input", -10),
+        ("exit", "filter", "postrouting", 90),
+        ("pin", "nat", "output", -110),
+    ] {
         objects.push(format!(
             r#"{{"chain": {{"family": "inet", "table": "rolegate", "name": "{name}", "handle": 1, "type": "{kind}", "hook": "{hook}", "prio": {prio}, "policy": "accept"}}}}"#
         ));
@@ -43,6 +47,7 @@ fn listed() -> String {
     let not_lo = lo.replace("==", "!=");
     let http = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 80}}"#;
     let port = http.replace("80", "8181");
+    let not_own = r#"{"match": {"op": "!=", "left": {"fib": {"result": "type", "flags": ["saddr"]}}, "right": "local"}}"#;
     let tcp = r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}"#;
     for (ip, address, target, icmp) in [("ip", "169.254.169.254", "192.0.2.1", "icmp"), ("ip6", "fd00:ec2::254", "2001:db8::1", "icmpv6")] {
         let to = format!(
@@ -56,6 +61,8 @@ fn listed() -> String {
             ("guard", format!(r#"{to}, {tcp}, {{"counter": {{"packets": 3, "bytes": 180}}}}, {{"reject": {{"type": "tcp reset"}}}}"#)),
             ("guard", format!(r#"{to}, {{"reject": {{"type": "{icmp}", "expr": "port-unreachable"}}}}"#)),
             ("direct", format!(r#"{not_lo}, {port}, {opened}, {{"drop": null}}"#)),
+            ("exit", format!(r#"{to}, {not_own}, {{"drop": null}}"#)),
+            ("pin", format!(r#"{to}, {tcp}, {{"dnat": {{"family": "{ip}", "addr": "{address}"}}}}"#)),
         ] {
             objects.push(format!(
                 r#"{{"rule": {{"family": "inet", "table": "rolegate", "chain": "{chain}", "handle": 4, "comment": "x", "expr": [{expr}]}}}}"#
@@ -123,7 +130,38 @@ fn the_listing_equals_the_wanted_rules() {
     let found = NftListing::read(&listed()).unwrap();
     assert_eq!(found, NftListing::of(&full(&[])));
     assert_eq!(found.differences(&NftListing::of(&full(&[]))), [""; 0]);
-    assert_eq!(found.to_string(), "the table inet rolegate with the chains direct (2 rules), guard (4 rules), redirection (4 rules)");
+    assert_eq!(
+        found.to_string(),
+        "the table inet rolegate with the chains direct (2 rules), exit (2 rules), guard (4 rules), pin (2 rules), redirection (4 rules)"
+    );
+}
+
+/// Some versions list a single flag without a list around it.
+#[test]
+fn a_flag_without_a_list_is_the_same() {
+    let found = changed(r#""flags": ["saddr"]"#, r#""flags": "saddr""#);
+    assert_eq!(found, NftListing::of(&full(&[])));
+}
+
+#[test]
+fn an_exit_and_a_pin_count_only_if_they_are_whole() {
+    let of = |from: &str, to: &str| {
+        let observed = changed(from, to).observed();
+        (observed.exits.len(), observed.pins.len(), observed.guards.len(), observed.is_guarded())
+    };
+    assert_eq!(of(r#""handle": 2"#, r#""handle": 3"#), (2, 2, 2, true), "a number of no meaning");
+    assert_eq!(of(r#""prio": 90"#, r#""prio": 300"#), (0, 2, 2, false));
+    // After source NAT, and before another program's redirect.
+    assert_eq!(
+        of(
+            r#""name": "pin", "handle": 1, "type": "nat", "hook": "output", "prio": -110"#,
+            r#""name": "pin", "type": "nat", "hook": "output", "prio": -90"#
+        ),
+        (2, 0, 2, false)
+    );
+    assert_eq!(of(r#""right": "local""#, r#""right": "unicast""#), (0, 2, 2, false), "another rule could be an accept");
+    assert_eq!(of(r#"{"dnat": {"family": "ip", "addr": "169.254.169.254"}}"#, r#"{"dnat": {"family": "ip", "addr": "10.0.0.9"}}"#).1, 0);
+    assert_eq!(changed("192.0.2.1", "192.0.2.9").observed().pins.len(), 2);
 }
 
 #[test]
@@ -156,8 +194,10 @@ fn differences_are_described() {
     assert_eq!(alone.differences(&wanted), ["the chain direct is missing", "the chain redirection is missing"]);
     assert_eq!(wanted.differences(&alone)[0], "the table inet rolegate has an unexpected chain direct");
     let nothing = NftListing::read(r#"{"nftables": [{"chain": {"name": "guard"}}, {"set": {"name": "s"}}]}"#).unwrap();
+    let said = nothing.differences(&alone);
+    assert_eq!((said[0].as_str(), said.iter().filter(|said| said.ends_with(" is missing")).count()), ("the chain exit is missing", 2));
     assert_eq!(
-        nothing.differences(&alone)[..2],
+        said[1..3],
         [
             "the chain guard has the hook 'none' instead of 'type filter hook forward priority -10 policy accept'",
             "the chain guard has 0 rules of 4"
@@ -250,8 +290,9 @@ fn nat_chains_ahead_of_ours_are_named() {
         chain(TABLE, "nat", "prerouting", -300),
     ];
     let json = format!(r#"{{"nftables": [{{"metainfo": {{}}}}, {}]}}"#, chains.join(", "));
-    let [said] = &listing::nat_ahead_of(&json, OUR_NAT)[..] else { panic!("not exactly one") };
-    assert!(["chain c ", "table inet ahead ", " -111", " -110"].iter().all(|part| said.contains(part)), "{said}");
+    let [said, own] = &listing::nat_ahead_of(&json, OUR_NAT)[..] else { panic!("not exactly two") };
+    assert!(["chain c ", "table inet ahead ", " -111", " -110", "pods' requests"].iter().all(|part| said.contains(part)), "{said}");
+    assert!(["table inet leaving ", " -300", "the node's own requests"].iter().all(|part| own.contains(part)), "{own}");
     assert_eq!(listing::nat_ahead_of("", OUR_NAT), [""; 0]);
 }
 

@@ -38,12 +38,14 @@ fn one_match(one: &Match) -> String {
             format!("iifname {operator}\"{}\"", pattern(&interface.name))
         }
         Match::NotOpenedTo(ip) => format!("ct original {} daddr != {ip}", protocol(*ip)),
+        Match::NotFromNode => "fib saddr type != local".to_owned(),
     }
 }
 
 fn verdict(verdict: PacketVerdict) -> String {
     match verdict {
         PacketVerdict::Dnat(target) => format!("dnat {} to {target}", protocol(target.ip())),
+        PacketVerdict::Keep(address) => format!("dnat {} to {address}", protocol(address)),
         PacketVerdict::Return => "return".to_owned(),
         PacketVerdict::Reset => "reject with tcp reset".to_owned(),
         // "Port unreachable" in the packet's family.

@@ -87,18 +87,14 @@ impl Backend for Kernel {
 
     async fn standing_elsewhere(&self) -> ObservedRules {
         let targets = ["10.0.0.1:8181".parse().unwrap()].into();
-        if self.inner().elsewhere {
-            ObservedRules { guards: Family::ALL.into(), targets, ..ObservedRules::default() }
-        } else {
-            ObservedRules::default()
-        }
+        if self.inner().elsewhere { ObservedRules { targets, ..ObservedRules::guarding(Family::ALL) } } else { ObservedRules::default() }
     }
 
     async fn observed(&self) -> Result<ObservedRules, RedirectError> {
         let rules = self.read()?;
-        let guards = if rules.is_some() && !self.inner().pushed { Family::ALL.into() } else { [].into() };
+        let guarded = if rules.is_some() && !self.inner().pushed { Family::ALL.to_vec() } else { Vec::new() };
         let targets = rules.and_then(|rules| rules.targets).and_then(|targets| targets.ipv4).map(std::net::SocketAddr::from);
-        Ok(ObservedRules { guards, targets: targets.into_iter().collect(), ..ObservedRules::default() })
+        Ok(ObservedRules { targets: targets.into_iter().collect(), ..ObservedRules::guarding(guarded) })
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {
