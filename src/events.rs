@@ -77,7 +77,7 @@ impl EventCause {
     pub fn denied(denial: Denial, by_default: bool) -> Option<Self> {
         match denial {
             Denial::NamespaceUnknown | Denial::ServiceAccountUnknown => None,
-            Denial::NodeRole | Denial::ForeignAccount | Denial::OtherPartition | Denial::NotAllowedOnNode => {
+            Denial::NodeRole | Denial::ContradictedAccount | Denial::ForeignAccount | Denial::OtherPartition | Denial::NotAllowedOnNode => {
                 Some(Self::RefusedOnNode { by_default })
             }
             Denial::NoRole

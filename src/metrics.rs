@@ -73,6 +73,7 @@ struct MetricsInner {
     events: IntCounterVec,
     redirect_in_place: IntGauge,
     foreign_redirects: IntGauge,
+    account_contradicted: IntGauge,
     redirect_repairs: IntCounterVec,
     redirect_check_failures: IntCounter,
     redirect_forgotten: IntCounter,
@@ -176,6 +177,7 @@ impl Metrics {
             events: register.counters(&EVENTS),
             redirect_in_place: register.gauge(&REDIRECT_IN_PLACE),
             foreign_redirects: register.gauge(&FOREIGN_REDIRECTS),
+            account_contradicted: register.gauge(&ACCOUNT_CONTRADICTED),
             redirect_repairs: register.counters(&REDIRECT_REPAIRS),
             redirect_check_failures: register.counters(&REDIRECT_CHECK_FAILURES).with_label_values::<&str>(&[]),
             redirect_forgotten: register.counters(&REDIRECT_FORGOTTEN).with_label_values::<&str>(&[]),
@@ -285,6 +287,11 @@ impl Metrics {
     /// Sets how many redirects of the node's own metadata requests there are.
     pub fn foreign_redirects(&self, found: usize) {
         self.0.foreign_redirects.set(i64::try_from(found).unwrap_or(i64::MAX));
+    }
+
+    /// Sets whether STS and the metadata service contradict each other about the account of this node.
+    pub fn account_contradicted(&self, is: bool) {
+        self.0.account_contradicted.set(i64::from(is));
     }
 
     /// Counts a repair of changed packet rules.

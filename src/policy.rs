@@ -166,6 +166,9 @@ impl Policy {
     /// Applies the limits of the node to a role, which are the same for all pods.
     fn check_node(&self, role: &RoleArn, trace: &mut impl Trace) -> Result<(), Denial> {
         let node = self.node.known();
+        if node.contradiction().is_some() {
+            trace.check(What::Account, || OWN.to_owned(), Err(Denial::ContradictedAccount), |()| String::new())?;
+        }
         self.check_account(role, &node, trace)?;
         // An intermediate role is in the same partition: no other role could be assumed.
         let caller = node.callers().next().map(|(source, caller)| (source, caller.partition()));

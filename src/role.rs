@@ -245,6 +245,19 @@ impl CallerIdentity {
         self.partition == partition && *self.account == *account
     }
 
+    /// Whether this is a session that EC2 made for an instance: such sessions are named after the instance (EC2 user guide, "Retrieve
+    /// security credentials from instance metadata").
+    pub fn is_of_instance(&self) -> bool {
+        let session = self.role_name.as_ref().and_then(|_| self.arn.rsplit('/').next());
+        let id = session.and_then(|session| session.strip_prefix("i-")).unwrap_or_default();
+        matches!(id.len(), 8 | 17) && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    }
+
+    /// Whether both identities belong to one account.
+    pub fn is_of_same_account(&self, other: &Self) -> bool {
+        self.is_of_account(other.partition, &other.account)
+    }
+
     /// Whether this identity is a session of the role. A session's ARN has the role's name but not its path: see
     /// [`RoleArn::has_name_of`].
     pub fn is_session_of(&self, role: &RoleArn) -> bool {

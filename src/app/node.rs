@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::credentials::AssumeRoleError;
 use crate::credentials::sts::{Aws, Sts};
 use crate::log_once::{Changes, Condition};
+use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::policy::discovered::ForeignAccount;
 use crate::policy::node::{KnownNode, NodeIdentity};
@@ -23,6 +24,8 @@ use crate::role::CallerIdentity;
 const OWN_CREDENTIALS: &str = "own AWS credentials that STS accepts";
 /// The readiness step that is pending while the metadata service names an account that is not the daemon's own.
 const OWN_ACCOUNT: &str = "a base ARN in the daemon's own AWS account";
+/// The readiness step that is pending while STS and the metadata service contradict each other.
+const ONE_ACCOUNT: &str = "STS and a metadata service that agree about this node's AWS account";
 /// For how long they must have been refused for that.
 const REFUSED_FOR_LONG: Duration = Duration::from_secs(300);
 /// How soon after an answer it is asked anew at the earliest, whatever comes of assuming roles.
@@ -157,6 +160,39 @@ impl AccountReadiness {
             }
             (None, None) => {}
         }
+    }
+}
+
+/// Follows whether STS and the metadata service agree about the account of this node. While they do not, every role is refused, and
+/// the daemon is not ready.
+pub(super) async fn follow_contradictions(node: NodeIdentity, metrics: Metrics, readiness: Readiness) {
+    let mut changes = node.changes();
+    let (mut logged, mut held) = (Changes::default(), None);
+    loop {
+        let contradiction = changes.borrow_and_update().contradiction();
+        metrics.account_contradicted(contradiction.is_some());
+        match contradiction {
+            Some(contradiction) => {
+                held.get_or_insert_with(|| readiness.step(ONE_ACCOUNT));
+                if logged.is_new(contradiction.clone()) {
+                    error!(
+                        event = "account-contradicted", %contradiction,
+                        "STS and the metadata service contradict each other, or themselves, about the AWS account of this node; something \
+                         else answers at the metadata address, or did; not ready, refusing every role; find out what answers there \
+                         ('rolegate redirect status'), then restart the daemon; --base-role-arn does not depend on the metadata service"
+                    );
+                }
+            }
+            None => {
+                if let Some(step) = held.take() {
+                    logged.forget();
+                    info!(event = "account-consistent", "STS and the metadata service agree about the AWS account of this node again");
+                    ReadinessStep::done(step);
+                }
+            }
+        }
+        // The sender lives in `node`, so waiting cannot fail.
+        let _ = changes.changed().await;
     }
 }
 

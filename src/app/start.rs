@@ -161,6 +161,7 @@ impl Start<'_> {
         let Self { config, metrics, readiness, tasks } = self;
         let Prepared { server, refresh, sts, tokens, key_file, metadata, aws, node, policy } = prepared;
         tasks.spawn("sessions", refresh.run());
+        tasks.spawn("account of this node", node::follow_contradictions(node.clone(), metrics.clone(), readiness.clone()));
         tasks.spawn("own identity", node::follow_identity(sts, policy, identity, readiness.clone()));
         if !config.metadata.disabled {
             tasks.spawn("instance role", node::follow_instance_role(aws, node.clone()));

@@ -363,6 +363,14 @@ impl AssumeRole for Sts {
 }
 
 impl Sts {
+    /// Returns whether a refusal names a caller of another account than the known one: `User: ARN is not authorized to perform …`.
+    fn names_foreign_caller(&self, message: &str) -> bool {
+        let named = message.split_once("User: ").and_then(|(_, rest)| rest.split_whitespace().next());
+        let named = named.and_then(|arn| arn.parse::<CallerIdentity>().ok());
+        let known = self.identity.node().known();
+        named.zip(known.caller()).is_some_and(|(named, known)| !named.is_of_same_account(known))
+    }
+
     /// Makes one request to STS. Stores the time at STS in `date`.
     async fn ask(&self, request: &RoleRequest, duration: Duration, date: Date) -> Result<aws_sdk_sts::types::Credentials, AssumeRoleError> {
         let seconds = i32::try_from(duration.as_secs()).unwrap_or(3600);
@@ -382,8 +390,11 @@ impl Sts {
             call.customize().interceptor(date.clone()).send()
         };
         let answer = self.caller.ask(call).await;
-        if let Err(AssumeRoleError::OwnIdentity { .. }) = &answer {
-            self.doubt.notify_one();
+        match &answer {
+            Err(AssumeRoleError::OwnIdentity { .. }) => self.doubt.notify_one(),
+            // Credentials that the SDK renewed meanwhile may be anybody's: see `KnownNode::contradiction`.
+            Err(AssumeRoleError::Denied { message }) if self.names_foreign_caller(message) => self.doubt.notify_one(),
+            _ => {}
         }
         let answer = answer?;
         whose::check(request, answer.assumed_role_user(), answer.source_identity()).inspect_err(|error| {

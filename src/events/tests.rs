@@ -37,6 +37,7 @@ denials! {
     Denial::BadRole(..) => bad_roles();
     Denial::ServiceAccountUnknown => [Denial::ServiceAccountUnknown];
     Denial::ServiceAccountsForbidden => [Denial::ServiceAccountsForbidden];
+    Denial::ContradictedAccount => [Denial::ContradictedAccount];
     Denial::ForeignAccount => [Denial::ForeignAccount];
     Denial::OtherPartition => [Denial::OtherPartition];
     Denial::NodeRole => [Denial::NodeRole];
@@ -124,7 +125,7 @@ fn owners_get_events_only_for_what_they_can_change() {
 /// Otherwise, anyone who can write annotations could discover the node's role, partition and ceiling.
 #[test]
 fn an_event_does_not_reveal_the_node() {
-    let of_node = [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode]
+    let of_node = [Denial::NodeRole, Denial::ContradictedAccount, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode]
         .map(|denial| EventCause::denied(denial, false));
     for cause in of_node {
         assert_eq!(
@@ -134,7 +135,8 @@ fn an_event_does_not_reveal_the_node() {
         );
     }
     let note = EventCause::RefusedOnNode { by_default: false }.note();
-    for denial in [Denial::NodeRole, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode] {
+    for denial in [Denial::NodeRole, Denial::ContradictedAccount, Denial::ForeignAccount, Denial::OtherPartition, Denial::NotAllowedOnNode]
+    {
         assert!(!note.contains(denial.name()) && !note.contains(&denial.to_string()), "{note}");
     }
 }

@@ -111,6 +111,8 @@ descriptions! {
         "Redirects of the node's own metadata requests by other programs, found by the last search.";
     REDIRECT_FORGOTTEN = "counter" "rolegate_redirect_forgotten_connections_total" []
         "Connections of pods to the real metadata service that were older than the packet rules and were ended.";
+    ACCOUNT_CONTRADICTED = "gauge" "rolegate_account_contradicted" []
+        "1 while STS and the metadata service contradict each other about the AWS account of this node, else 0.";
     CNI_RESULTS = "gauge" "rolegate_cni_result_files" ["state"]
         "Files in the directory of --cni-results, by whether they are used or ignored.";
     STARTUP_TAINT = "counter" "rolegate_startup_taint_looks_total" ["outcome"]

@@ -98,6 +98,9 @@ pub enum Denial {
     /// The role is in the account that the metadata service named, but the daemon's own credentials belong to another one.
     #[error("the role is in the AWS account that the metadata service names, but rolegate's own identity is in another account")]
     ForeignAccount,
+    /// What STS and the metadata service say of the daemon's own account contradicts itself, so nothing that either says is used.
+    #[error("STS and the metadata service contradict each other, or themselves, about the AWS account of this node")]
+    ContradictedAccount,
     /// The role is in another partition, for which this node cannot get sessions.
     #[error("the role is in another AWS partition than the node")]
     OtherPartition,
@@ -137,6 +140,10 @@ impl Advise for Denial {
             Self::ForeignAccount => {
                 "use --base-role-arn (or --default-role) instead of --auto-discover-..., or check what answers at --metadata-addr".into()
             }
+            Self::ContradictedAccount => {
+                "find out what answers at the metadata address (event account-contradicted in the daemon's log); then restart the daemon"
+                    .into()
+            }
             Self::OtherPartition => "name a role in the node's partition".into(),
             Self::NodeRole => "create a role for the pod, or give --allow-node-role".into(),
             Self::NotAllowedOnNode => "run the pod on another node, or add the role to --allowed-roles".into(),
@@ -164,6 +171,7 @@ impl Denial {
             Self::ServiceAccountUnknown => "service-account-unknown",
             Self::ServiceAccountsForbidden => "service-accounts-forbidden",
             Self::ForeignAccount => "foreign-account",
+            Self::ContradictedAccount => "contradicted-account",
             Self::OtherPartition => "other-partition",
             Self::NodeRole => "node-role",
             Self::NotAllowedOnNode => "not-allowed-on-node",
@@ -184,7 +192,7 @@ impl Denial {
 
     /// Whether the reason depends on the daemon's own AWS identity, which may become known after a decision.
     pub fn is_about_node(self) -> bool {
-        matches!(self, Self::ForeignAccount | Self::OtherPartition | Self::NodeRole)
+        matches!(self, Self::ContradictedAccount | Self::ForeignAccount | Self::OtherPartition | Self::NodeRole)
     }
 }
 

@@ -8,6 +8,8 @@ use rolegate_lab::sts::{Behaviour, Call, NODE_ACCESS_KEY_ID, NODE_ROLE_ARN, NODE
 
 use crate::world::{Fakes, World, arn, ip, pod};
 
+/// A session that EC2 did not make.
+const DAEMON: &str = "arn:aws:sts::111122223333:assumed-role/daemon/rolegate";
 const DROPPED: &str = "rolegate_own_credentials_dropped_total";
 
 /// Creates pods of three roles: the base identity's, the intermediate role and another one. STS would issue each of them to any
@@ -43,7 +45,6 @@ fn last_key_of(world: &World, role: &str) -> String {
 
 #[test]
 fn no_pod_gets_the_base_role_of_an_intermediate_role() {
-    const DAEMON: &str = "arn:aws:sts::111122223333:assumed-role/daemon/rolegate";
     for (base_role, metadata) in [(NODE_ROLE_ARN.to_owned(), false), (NODE_ROLE_ARN.to_owned(), true), (arn("daemon"), false)] {
         let fakes = fakes_with_a_role_between(&base_role);
         let mut setup = setup_with_a_role_between(&fakes);
@@ -161,16 +162,11 @@ fn instance_credentials_that_sts_rejects_are_read_again() {
     let world = fakes.into_world(&setup);
     world.document(ip(4), "web-role");
     // By the node's clock, they last for hours.
-    let path = format!("/latest/meta-data/iam/security-credentials/{NODE_ROLE_NAME}");
+    let path = credentials_path();
     let reads = |world: &World| world.fakes.imds.requests().iter().filter(|request| request.target == path).count();
     let before = reads(&world);
     world.fakes.sts.add_caller("ASIANEWKEYS", "new-secret", Some("new-token"), NODE_SESSION_ARN);
-    let end = rolegate::clock::Clock::system().now() + std::time::Duration::from_secs(6 * 3600);
-    let document = serde_json::json!({
-        "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": end.to_string(),
-        "AccessKeyId": "ASIANEWKEYS", "SecretAccessKey": "new-secret", "Token": "new-token",
-    });
-    world.fakes.imds.set(&path, &document.to_string());
+    give_credentials(&world, "ASIANEWKEYS", "new-secret", "new-token");
     world.fakes.sts.expire(NODE_ACCESS_KEY_ID);
     world.document(ip(5), "db-role");
     assert_eq!((world.metric(DROPPED), reads(&world) - before), (1.0, 1));
@@ -232,11 +228,11 @@ fn a_failed_intermediate_role_causes_an_identity_check() {
 /// Returns a daemon that completes short names from a metadata service, which names `account`.
 fn discovering(account: &str) -> (Fakes, Setup) {
     let fakes = Fakes::new();
-    let profile = format!(
-        r#"{{"Code":"Success","InstanceProfileArn":"arn:aws:iam::{account}:instance-profile/nodes","InstanceProfileId":"AIPAEXAMPLE"}}"#
-    );
-    fakes.imds.set("/latest/meta-data/iam/info", &profile);
+    // Keys that do not come from the metadata service may be of any account.
+    fakes.sts.add_caller("AKIADAEMON", "daemon-secret", None, DAEMON);
+    fakes.imds.set("/latest/meta-data/iam/info", &iam_info(account));
     let setup = fakes.setup().argument("--base-role-arn=").argument("--auto-discover-base-arn").without_env("AWS_EC2_METADATA_DISABLED");
+    let setup = setup.without_env("AWS_SESSION_TOKEN").env("AWS_ACCESS_KEY_ID", "AKIADAEMON").env("AWS_SECRET_ACCESS_KEY", "daemon-secret");
     (fakes, setup)
 }
 
@@ -271,7 +267,7 @@ fn a_base_arn_of_another_account_completes_no_role() {
         is_not_ready(&world);
         let line = world.daemon.wait_for_event("foreign-account").unwrap();
         assert_eq!((line["account"].as_str(), line["level"].as_str()), (Some(FORGED), Some("ERROR")), "{line}");
-        assert_eq!(line["identity"], NODE_SESSION_ARN);
+        assert_eq!(line["identity"], DAEMON);
         for number in [2, 3, 5] {
             assert_eq!(world.credentials(ip(number), "web-role").status, 404, "{number}: {}", world.daemon.log());
         }
@@ -285,12 +281,89 @@ fn a_base_arn_of_another_account_completes_no_role() {
 #[test]
 fn a_base_arn_of_the_own_account_or_from_a_flag_is_used() {
     let (fakes, setup) = discovering("111122223333");
-    fakes.pod("web", ip(2), Some("web-role"));
+    let pod_of = |fakes: &Fakes| {
+        fakes.pod("web", ip(2), Some("web-role"));
+        fakes.sts.add_role(Role::new(arn("web-role")).trusted_by(["*"]));
+    };
+    pod_of(&fakes);
     let world = fakes.into_world(&setup);
     world.document(ip(2), "web-role");
     let (fakes, setup) = discovering("999999999999");
-    fakes.pod("web", ip(2), Some("web-role"));
+    pod_of(&fakes);
     let setup = setup.argument("--auto-discover-base-arn=false").argument("--base-role-arn=arn:aws:iam::111122223333:role/");
     let world = fakes.into_world(&setup);
     world.document(ip(2), "web-role");
+}
+
+fn credentials_path() -> String {
+    format!("/latest/meta-data/iam/security-credentials/{NODE_ROLE_NAME}")
+}
+
+/// Makes the metadata service give these credentials to the instance.
+fn give_credentials(world: &World, access_key_id: &str, secret_access_key: &str, token: &str) {
+    let end = rolegate::clock::Clock::system().now() + std::time::Duration::from_secs(6 * 3600);
+    let document = serde_json::json!({
+        "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": end.to_string(),
+        "AccessKeyId": access_key_id, "SecretAccessKey": secret_access_key, "Token": token,
+    });
+    world.fakes.imds.set(&credentials_path(), &document.to_string());
+}
+
+fn iam_info(account: &str) -> String {
+    format!(
+        r#"{{"Code":"Success","InstanceProfileArn":"arn:aws:iam::{account}:instance-profile/nodes","InstanceProfileId":"AIPAEXAMPLE"}}"#
+    )
+}
+
+/// Waits until the daemon has found the contradiction, and checks that it serves nothing.
+#[track_caller]
+fn assert_contradicted(world: &World, words: &str) {
+    let line = world.daemon.wait_for_event("account-contradicted").unwrap();
+    assert!(line["level"] == "ERROR" && line["contradiction"].as_str().unwrap().contains(words), "{line}");
+    let ready = |world: &World| world.daemon.get(None, "/readyz").map(|answer| (answer.status, answer.text())).unwrap_or_default();
+    world
+        .eventually(ready, |(status, text)| *status == 503 && text.contains("a metadata service that agree about this node's AWS account"));
+    assert_eq!(world.metric("rolegate_account_contradicted"), 1.0);
+    let calls = world.fakes.sts.calls().len();
+    // Neither the session that is cached nor a new one.
+    for (number, role) in [(2, "web-role"), (3, "db-role")] {
+        assert_eq!(world.credentials(ip(number), role).status, 404, "{role}: {}", world.daemon.log());
+    }
+    assert!(world.metric(r#"rolegate_denials_total{reason="contradicted-account"}"#) >= 2.0);
+    assert_eq!(world.fakes.sts.calls().len(), calls, "STS was not called");
+}
+
+/// The metadata service gives the instance's credentials, and names an account that STS does not confirm.
+#[test]
+fn an_instance_of_another_account_than_its_credentials_serves_nothing() {
+    let fakes = Fakes::new();
+    fakes.imds.set("/latest/meta-data/iam/info", &iam_info("999999999999"));
+    fakes.pod("web", ip(2), Some("web-role"));
+    fakes.pod("db", ip(3), Some(&arn("db-role")));
+    let daemon = fakes.setup().without_env("AWS_EC2_METADATA_DISABLED").start().unwrap();
+    let world = World { daemon, fakes };
+    assert_contradicted(&world, "999999999999");
+}
+
+/// A tenant's Service takes over the metadata address of a node that serves: the next credentials are of the tenant's own account.
+#[test]
+fn credentials_of_another_account_end_the_service() {
+    const FOREIGN: &str = "arn:aws:sts::999999999999:assumed-role/tenant/i-0f1e2d3c4b5a69788";
+    let fakes = Fakes::new();
+    fakes.pod("web", ip(2), Some("web-role"));
+    fakes.pod("db", ip(3), Some("db-role"));
+    let mut setup = fakes.setup().argument("--iam-role-error-ttl=1s");
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_EC2_METADATA_DISABLED"] {
+        setup = setup.without_env(name);
+    }
+    let world = fakes.into_world(&setup);
+    world.document(ip(2), "web-role");
+    assert_eq!(world.metric("rolegate_account_contradicted"), 0.0);
+
+    world.fakes.sts.add_caller("ASIATENANT", "tenant-secret", Some("tenant-token"), FOREIGN);
+    give_credentials(&world, "ASIATENANT", "tenant-secret", "tenant-token");
+    // The daemon reads new credentials. It notices whose they are as soon as it uses them.
+    world.fakes.sts.expire(NODE_ACCESS_KEY_ID);
+    assert_ne!(world.credentials(ip(3), "db-role").status, 200, "{}", world.daemon.log());
+    assert_contradicted(&world, FOREIGN);
 }

@@ -112,6 +112,11 @@ fn the_daemons_identity_applies_once_it_is_known() {
     let version = policy.node_version();
     node.set_caller(NODE.parse().unwrap());
     assert!(denied() && policy.node_version() != version && Denial::ForeignAccount.is_about_node());
+    // Another account than the first is a contradiction, even if it is the discovered one.
     node.set_caller("arn:aws:sts::999999999999:assumed-role/nodes/i-1".parse().unwrap());
-    assert!(!denied() && policy.foreign_account().is_none());
+    assert_eq!(policy.decide(&pod, &context), Decision::Deny(Denial::ContradictedAccount));
+    assert!(policy.foreign_account().is_none() && Denial::ContradictedAccount.is_about_node());
+    assert_eq!(policy.explain(&pod, &context).decision, Decision::Deny(Denial::ContradictedAccount));
+    node.set_caller(NODE.parse().unwrap());
+    assert!(denied());
 }
