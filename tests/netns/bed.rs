@@ -236,7 +236,8 @@ impl Bed {
         let lines = table.lines().map(str::to_owned);
         let (prerouting, rest): (Vec<_>, Vec<_>) =
             lines.filter(|line| line.starts_with("-A ")).partition(|line| line.starts_with("-A PREROUTING "));
-        let targets = rest.iter().filter_map(|line| Some(line.split_once("--to-destination ")?.1.trim().to_owned())).collect();
+        let redirects = rest.iter().filter(|line| line.starts_with("-A ROLEGATE "));
+        let targets = redirects.filter_map(|line| Some(line.split_once("--to-destination ")?.1.trim().to_owned())).collect();
         Rules { prerouting, targets }
     }
 }
@@ -268,7 +269,7 @@ pub(crate) fn image(flavour: &str) -> Option<TempDir> {
 pub(crate) struct Rules {
     /// The rules of PREROUTING.
     pub(crate) prerouting: Vec<String>,
-    /// The targets in other chains.
+    /// The targets in our chain.
     pub(crate) targets: Vec<String>,
 }
 

@@ -86,7 +86,7 @@ fn no_packet_of_a_pod_reaches_the_metadata_address() {
             // Restores the state for the other family.
             for (family, _) in FAMILIES {
                 let program = format!("{family}-{flavour} -w 30");
-                bed.node.ns().sh(&format!("{program} -D FORWARD 1; {program} -t security -F")).unwrap();
+                bed.node.ns().sh(&format!("{program} -D FORWARD 1; {program} -t security -F; {program} -t mangle -F")).unwrap();
             }
         }
     });
@@ -173,7 +173,8 @@ fn an_old_connection_to_the_real_service_is_cut() {
             drop(daemon);
             for (family, _) in FAMILIES {
                 let program = format!("{family}-{flavour} -w 30");
-                bed.node.ns().sh(&format!("{program} -D FORWARD 1; {program} -t security -F; {program} -t nat -D PREROUTING 1")).unwrap();
+                let reset = ["-D FORWARD 1", "-t security -F", "-t mangle -F", "-t nat -D PREROUTING 1", "-t nat -D OUTPUT 1"];
+                bed.node.ns().sh(&reset.map(|change| format!("{program} {change}")).join("; ")).unwrap();
             }
         }
     });

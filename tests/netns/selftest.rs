@@ -149,12 +149,12 @@ fn only_the_guards_rejection_counts() {
         let open = match backend {
             "nftables" => [
                 // One family at a time.
-                "nft flush chain inet rolegate guard && nft add rule inet rolegate guard ip6 daddr fd00:ec2::254 reject",
-                "nft flush chain inet rolegate guard && nft add rule inet rolegate guard ip daddr 169.254.169.254 reject",
+                "nft flush chain inet rolegate exit && nft flush chain inet rolegate guard && nft add rule inet rolegate guard ip6 daddr fd00:ec2::254 reject",
+                "nft flush chain inet rolegate exit && nft flush chain inet rolegate guard && nft add rule inet rolegate guard ip daddr 169.254.169.254 reject",
             ],
             _ => [
-                "iptables -F ROLEGATE-GUARD && iptables -t security -F ROLEGATE-BACKSTOP",
-                "ip6tables -F ROLEGATE-GUARD && ip6tables -t security -F ROLEGATE-BACKSTOP",
+                "iptables -F ROLEGATE-GUARD && iptables -t security -F ROLEGATE-BACKSTOP && iptables -t mangle -F ROLEGATE-EXIT",
+                "ip6tables -F ROLEGATE-GUARD && ip6tables -t security -F ROLEGATE-BACKSTOP && ip6tables -t mangle -F ROLEGATE-EXIT",
             ],
         };
         let no_way_back = "ip route add blackhole 192.0.0.0/24 && ip -6 route add blackhole fd5e:91c7:3ab4:7e57::/64";
@@ -249,9 +249,12 @@ fn rules_that_cannot_be_repaired_fail_it_until_they_are() {
     let chosen = bed.node.ns().sh("nft list tables").unwrap();
     assert!(chosen.contains("table inet rolegate"), "{chosen}");
 
-    // The daemon also tests the guard of its own rules: with the redirect alone the test fails.
+    // The daemon also tests the guard of its own rules. With the exit in its place, packets get no answer; with the redirect alone,
+    // they get through.
     take_programs(&programs);
     bed.node.ns().sh("nft delete chain inet rolegate guard").unwrap();
+    wait_for("the silence is noticed", &daemon, || metric(&bed, &daemon, GUARD_UNKNOWN) > 0.0);
+    bed.node.ns().sh("nft delete chain inet rolegate exit").unwrap();
     wait_for("the missing guard is noticed", &daemon, || metric(&bed, &daemon, GUARD_MISSING) > 0.0);
     assert!(!is_ready(&bed, &daemon) && metric(&bed, &daemon, FAILED) == 1.0);
     bed.node.ns().sh("nft delete table inet rolegate").unwrap();
