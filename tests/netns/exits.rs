@@ -101,12 +101,12 @@ fn a_proxy_that_uses_a_pods_address_reaches_nothing() {
         let send = |to| send_from_pods_address(&bed, &pod, to);
         assert_eq!(service.arrived(&bed, send), [1, 1], "{}: without the rule they arrive", kind.name);
         assert!(bed.packets_of_pods() >= 4, "{}: the connections arrive, too", kind.name);
-        bed.node.imds().unwrap().sh("nft delete table inet seen").unwrap();
-        bed.count_packets_of_pods();
 
         let assert_closed = |case: &str| {
             let case = format!("{}, {case}", kind.name);
-            assert_eq!((service.arrived(&bed, send), bed.packets_of_pods()), ([0, 0], 0), "{case}");
+            // The pod may still have reset what the service answered before.
+            let before = bed.packets_of_pods();
+            assert_eq!((service.arrived(&bed, send), bed.packets_of_pods()), ([0, 0], before), "{case}");
             assert_node_is_served(&bed, &case);
         };
         let booted = guard(&bed, kind.path());
