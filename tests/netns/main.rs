@@ -23,5 +23,6 @@ mod neighbours;
 mod nftables;
 mod node_address;
 mod overlap;
+mod routing;
 mod selftest;
 mod upstream;
