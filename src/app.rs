@@ -138,6 +138,9 @@ impl App {
                  --migrate once the report is empty"
             );
         }
+        if let Some(routing) = rules.as_mut().and_then(PacketRules::take_routing) {
+            tasks.spawn("routing rules", routing.keep());
+        }
         let (drain, probes) = (Drain::default(), Probes::default());
         let running = readiness.step(START);
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.

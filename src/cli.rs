@@ -243,13 +243,13 @@ fn run(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>, arguments: &[
 /// Places the guard where the arguments, which are refused, say that there are to be packet rules: the daemon is started again and
 /// again, and the node must not be open meanwhile.
 fn guard_before_exit(arguments: &[OsString], env: &dyn Fn(&str) -> Option<String>) {
-    let RefusedArguments { backend: Some(backend), log } = RefusedArguments::read(arguments, env) else { return };
+    let RefusedArguments { backend: Some(backend), routing_rules, log } = RefusedArguments::read(arguments, env) else { return };
     if let Err(error) = telemetry::init(&log) {
         say(&format!("rolegate: cannot set up the log: {error}"));
     }
     let placed = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(place_guard(backend))
+        runtime.block_on(place_guard(backend, routing_rules))
     };
     match placed() {
         Ok(()) => warn!(
@@ -464,7 +464,7 @@ fn serve(mut config: Config) -> anyhow::Result<()> {
         Err(error) => {
             // The daemon would place it next, and is started again and again until then.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            return Err(match runtime.block_on(place_guard(config.redirect.backend)) {
+            return Err(match runtime.block_on(place_guard(config.redirect.backend, config.redirect.routing_rules)) {
                 Ok(()) => error,
                 Err(failure) => failure.context(error.to_string()),
             });

@@ -412,13 +412,15 @@ pub struct RedirectConfig {
     pub interval: Duration,
     /// Whether they are removed at the daemon's orderly end.
     pub remove_on_exit: bool,
+    /// Whether routing rules prohibit the way to the real metadata service as well.
+    pub routing_rules: bool,
 }
 
 impl RedirectConfig {
     /// What is used of it to place the guard alone.
-    pub(crate) fn guard_alone(backend: RedirectBackend) -> Self {
-        let (interfaces, host_ips) = (Vec::new(), Vec::new());
-        Self { backend, interfaces, host_ips, host_ip_hint: None, interval: DEFAULT_REDIRECT_INTERVAL, remove_on_exit: false }
+    pub(crate) fn guard_alone(backend: RedirectBackend, routing_rules: bool) -> Self {
+        let (interfaces, host_ips, interval) = (Vec::new(), Vec::new(), DEFAULT_REDIRECT_INTERVAL);
+        Self { backend, interfaces, host_ips, host_ip_hint: None, interval, remove_on_exit: false, routing_rules }
     }
 }
 

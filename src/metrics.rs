@@ -74,6 +74,7 @@ struct MetricsInner {
     redirect_in_place: IntGauge,
     foreign_redirects: IntGauge,
     account_contradicted: IntGauge,
+    redirect_routing_rules: IntGauge,
     redirect_repairs: IntCounterVec,
     redirect_check_failures: IntCounter,
     redirect_forgotten: IntCounter,
@@ -178,6 +179,7 @@ impl Metrics {
             redirect_in_place: register.gauge(&REDIRECT_IN_PLACE),
             foreign_redirects: register.gauge(&FOREIGN_REDIRECTS),
             account_contradicted: register.gauge(&ACCOUNT_CONTRADICTED),
+            redirect_routing_rules: register.gauge(&REDIRECT_ROUTING_RULES),
             redirect_repairs: register.counters(&REDIRECT_REPAIRS),
             redirect_check_failures: register.counters(&REDIRECT_CHECK_FAILURES).with_label_values::<&str>(&[]),
             redirect_forgotten: register.counters(&REDIRECT_FORGOTTEN).with_label_values::<&str>(&[]),
@@ -294,12 +296,17 @@ impl Metrics {
         self.0.account_contradicted.set(i64::from(is));
     }
 
-    /// Counts a repair of changed packet rules.
+    /// Sets whether the routing rules were in place at the last check.
+    pub fn routing_rules_in_place(&self, are: bool) {
+        self.0.redirect_routing_rules.set(i64::from(are));
+    }
+
+    /// Counts a repair of changed packet rules or routing rules.
     pub fn redirect_repaired(&self, succeeded: bool) {
         self.0.redirect_repairs.with_label_values(&[if succeeded { "repaired" } else { "failed" }]).inc();
     }
 
-    /// Counts a failed check of the packet rules.
+    /// Counts a failed check of the packet rules or the routing rules.
     pub fn redirect_check_failed(&self) {
         self.0.redirect_check_failures.inc();
     }

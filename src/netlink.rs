@@ -1,5 +1,5 @@
-//! Queries to the kernel about interfaces, routes and neighbours, and its notifications (rtnetlink(7)). They need no external
-//! program, and the queries need no capability.
+//! Queries to the kernel about interfaces, routes, neighbours and routing rules, and its notifications (rtnetlink(7)). They need no
+//! external program, and the queries need no capability.
 //!
 //! Queries about interfaces, and about the forwarding database of a bridge (`rtnl_fdb_get`), wait for the kernel's lock of the
 //! network configuration (`rtnl_mutex`). Other processes may hold it for tens of milliseconds while they add or remove
@@ -16,6 +16,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProto
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
 pub(crate) mod message;
+pub mod rule;
 
 use self::message::{
     IFF_LOWER_UP, IFF_RUNNING, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_BR_VLAN_DEFAULT_PVID, IFLA_BR_VLAN_FILTERING, IFLA_EXT_MASK,

@@ -21,6 +21,7 @@ pub mod observed;
 pub mod ownership;
 pub mod program;
 pub mod reconcile;
+pub mod routing;
 pub mod rules;
 pub mod status;
 

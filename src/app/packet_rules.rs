@@ -26,6 +26,8 @@ use crate::redirect::foreign;
 use crate::redirect::legacy_rules::{self, LeftOver};
 use crate::redirect::ownership::Ownership;
 use crate::redirect::reconcile::{Like, Reconciler};
+use crate::redirect::routing::keeper::{RoutingKeeper, withdraw};
+use crate::redirect::routing::node as routing_rules;
 use crate::redirect::rules::{RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
 use crate::self_test::{ExpectedRules, Probes};
@@ -41,6 +43,7 @@ pub(super) struct PacketRules {
     backend: Arc<SelectedBackend>,
     turn: Option<Arc<Ownership>>,
     reconciler: Reconciler<SelectedBackend, System>,
+    routing: Option<RoutingKeeper>,
     refuse_direct: bool,
 }
 
@@ -62,6 +65,15 @@ impl PacketRules {
         if redirect.backend == RedirectBackend::None {
             return Ok(None);
         }
+        // First, because they need no program: a node on which no backend works is closed all the same.
+        let routing = if redirect.routing_rules {
+            let mut routing = RoutingKeeper::new(redirect.interval, metrics.clone());
+            routing.place().await;
+            Some(routing)
+        } else {
+            withdraw().await;
+            None
+        };
         let turn = Ownership::take()
             .inspect_err(|error| {
                 warn!(
@@ -78,7 +90,12 @@ impl PacketRules {
         let system = System::open(turn.clone());
         let mut reconciler = Reconciler::new(backend.clone(), system, like, metrics.clone(), readiness.clone());
         reconciler.guard().await.context("cannot install the guard, which keeps pods from the real metadata service")?;
-        Ok(Some(Self { backend, turn, reconciler, refuse_direct }))
+        Ok(Some(Self { backend, turn, reconciler, routing, refuse_direct }))
+    }
+
+    /// Returns what keeps the routing rules, the first time.
+    pub(super) fn take_routing(&mut self) -> Option<RoutingKeeper> {
+        self.routing.take()
     }
 
     /// What removes them.
@@ -196,8 +213,25 @@ impl Leaving {
                 );
             }
         }
+        let (mut removed_routing, mut failures) = (Vec::new(), Vec::new());
+        for (_, result) in routing_rules::remove().await {
+            match result {
+                Ok(removed) => removed_routing.extend(removed),
+                Err(error) => failures.push(error),
+            }
+        }
+        for error in failures {
+            error!(
+                event = "rules-removal-failed",
+                error = chain(&error),
+                advice = error.advice().as_deref(),
+                "cannot remove the routing rules; pods' metadata requests are refused while no daemon runs; to remove the rules, run \
+                 'rolegate redirect remove'"
+            );
+        }
         match self.backend.remove().await {
-            Ok(removed) => {
+            Ok(mut removed) => {
+                removed.extend(removed_routing);
                 warn!(
                     event = "rules-removed",
                     removed = removed.join("; "),

@@ -14,8 +14,9 @@ use crate::readiness::Readiness;
 use crate::redirect::backend::SelectedBackend;
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::program::LOCK_WAIT;
+use crate::redirect::routing::{self as routing_rules, RoutingError, node as routing};
 use crate::redirect::rules::{RuleSet, Targets};
-use crate::redirect::status::{NodeObservation, StatusReport, tell};
+use crate::redirect::status::{NodeObservation, RoutingObservation, StatusReport, tell};
 use crate::redirect::{self, Backend as _, RedirectError, conntrack, foreign, legacy_rules, nftables, ownership};
 
 /// Does what is asked, and says in words what was done or found.
@@ -31,8 +32,8 @@ pub(crate) async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusR
 }
 
 /// Places the guard alone, where nothing of ours guards the node yet: as the daemon does when it starts.
-pub(crate) async fn place_guard(backend: RedirectBackend) -> anyhow::Result<()> {
-    let redirect = RedirectConfig::guard_alone(backend);
+pub(crate) async fn place_guard(backend: RedirectBackend, routing_rules: bool) -> anyhow::Result<()> {
+    let redirect = RedirectConfig::guard_alone(backend, routing_rules);
     PacketRules::guard(&redirect, false, &Metrics::new(), &Readiness::default()).await.map(|_| ())
 }
 
@@ -58,13 +59,39 @@ async fn choose(command: &RedirectCommand) -> Result<SelectedBackend, RedirectEr
 
 async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     let rules = wanted(command)?;
+    // First, because they need no program: a node on which no backend works is closed all the same.
+    let (routing, failures) = route(command.redirect.routing_rules).await;
+    let mut lines = install_packet_rules(command, &rules).await?;
+    lines.extend(routing);
+    if !failures.is_empty() {
+        return Err(anyhow::Error::new(Failure::of_all(&failures)).context("installed the packet rules alone"));
+    }
+    Ok(lines)
+}
+
+/// Installs the routing rules, or removes those that are there. Returns what was done, and what failed.
+async fn route(wanted: bool) -> (Vec<String>, Vec<RoutingError>) {
+    let (mut lines, mut failures) = (Vec::new(), Vec::new());
+    let results = if wanted { routing::install().await } else { routing::remove().await };
+    for (_, result) in results {
+        match result {
+            Ok(differences) if wanted => lines.extend(differences.iter().map(|difference| format!("routing: repaired: {difference}"))),
+            Ok(removed) => lines.extend(removed.iter().map(|removed| format!("removed: {removed}"))),
+            Err(error @ RoutingError::Unsupported(_)) => lines.push(format!("routing: {}", error.with_advice())),
+            Err(error) => failures.push(error),
+        }
+    }
+    (lines, failures)
+}
+
+async fn install_packet_rules(command: &RedirectCommand, rules: &RuleSet) -> anyhow::Result<Vec<String>> {
     let backend = choose(command).await?;
     let mut lines = missing(command);
-    let differences = match backend.differences(&rules).await {
+    let differences = match backend.differences(rules).await {
         Ok(differences) => differences,
         Err(unread) => {
             // What can be closed is closed: one family may be there, and what is there need not be read to be replaced.
-            let what = match backend.install(&rules).await {
+            let what = match backend.install(rules).await {
                 Ok(()) => "installed the rules, but cannot compare them",
                 Err(error) if chain(&error) != chain(&unread) => {
                     return Err(anyhow::Error::new(error).context(format!("{}; and cannot install all rules", chain(&unread))));
@@ -77,7 +104,7 @@ async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     if differences.is_empty() {
         lines.push(format!("{}: the rules are already installed", backend.name()));
     } else {
-        backend.install(&rules).await?;
+        backend.install(rules).await?;
         lines.extend(differences.iter().map(|difference| format!("{}: repaired: {difference}", backend.name())));
         lines.push(format!("{}: the rules are installed", backend.name()));
     }
@@ -144,8 +171,14 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     if without_program.len() == all {
         failures.append(&mut without_program);
     }
-    if !failures.is_empty() {
-        bail!(Failure::of_all(&failures));
+    let (removed, unremoved) = route(false).await;
+    lines.extend(removed);
+    let unremoved = (!unremoved.is_empty()).then(|| Failure::of_all(&unremoved));
+    match (failures.is_empty(), unremoved) {
+        (true, None) => {}
+        (true, Some(unremoved)) => bail!(unremoved),
+        (false, None) => bail!(Failure::of_all(&failures)),
+        (false, Some(unremoved)) => return Err(anyhow::Error::new(Failure::of_all(&failures)).context(unremoved)),
     }
     if daemon.unwrap_or(true) {
         lines.push("a rolegate daemon runs on this node and will install its rules again".to_owned());
@@ -192,10 +225,27 @@ pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSe
         elsewhere,
         legacy_rules: legacy_rules.map_err(|error| chain(&error)),
         foreign: foreign::find().await,
+        routing: observe_routing(command.redirect.routing_rules).await,
         addresses: redirect::interface_addresses(),
         daemon: ownership::any().ok(),
     };
     Ok((wanted, seen))
+}
+
+async fn observe_routing(wanted: bool) -> RoutingObservation {
+    let mut seen = RoutingObservation { wanted, ..RoutingObservation::default() };
+    for (family, result) in routing::observe().await {
+        match result {
+            Ok(rules) => {
+                seen.has_ours |= rules.has_ours();
+                seen.closed.extend(rules.is_closed().then_some(family));
+                seen.ahead.extend(rules.ahead());
+                seen.differences.extend(rules.differences());
+            }
+            Err(error) => seen.unknown.push(error.with_advice()),
+        }
+    }
+    seen
 }
 
 /// Returns the report of the state of the node.
@@ -225,7 +275,8 @@ fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleS
 fn render(command: &RedirectCommand) -> anyhow::Result<String> {
     let rules = wanted(command)?;
     let [backend, ..] = &asked(command)[..] else { bail!("no such backend") };
-    Ok(backend.render(&rules).trim_end().to_owned())
+    let routing = if command.redirect.routing_rules { routing_rules::render_as_comments() } else { String::new() };
+    Ok((backend.render(&rules) + &routing).trim_end().to_owned())
 }
 
 /// Patterns of interfaces that none has.

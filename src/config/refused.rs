@@ -14,6 +14,8 @@ use super::{LogConfig, RedirectBackend, flags};
 pub(crate) struct RefusedArguments {
     /// The backend of the guard; `None` where no rules are wanted.
     pub backend: Option<RedirectBackend>,
+    /// Whether there are to be routing rules as well.
+    pub routing_rules: bool,
     /// The form of the log.
     pub log: LogConfig,
 }
@@ -33,7 +35,9 @@ impl RefusedArguments {
             // Whatever is meant, there are to be rules.
             Some(_) => Some(RedirectBackend::Auto),
         };
-        Self { backend, log: LogConfig { json, level: tracing::Level::INFO } }
+        // A word that is none of a switch's counts as on here as well.
+        let routing_rules = last("redirect-routing-rules").is_none_or(|text| switch_value(&text) != Some(false));
+        Self { backend, routing_rules, log: LogConfig { json, level: tracing::Level::INFO } }
     }
 }
 

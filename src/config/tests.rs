@@ -134,6 +134,7 @@ const CASES: &[Case] = &[
     ("redirect", "iptables", &[], |config| config.redirect.backend == RedirectBackend::Iptables),
     ("redirect-interval", "5s", &[], |config| config.redirect.interval == Duration::from_secs(5)),
     ("redirect-on-exit", "remove", &[], |config| config.redirect.remove_on_exit),
+    ("redirect-routing-rules", "false", &[], |config| !config.redirect.routing_rules),
     ("host-interface", "cali+", &[], |config| interface_names(config) == [("cali+", false)]),
     ("host-ip", "10.0.0.1,fd00::1", &[], |config| config.redirect.host_ips == ips(&["10.0.0.1", "fd00::1"])),
     ("self-test", "on", &[], |config| config.self_test.mode == SelfTestMode::On),
@@ -232,6 +233,7 @@ fn without_flags_the_defaults_are_those_that_help_prints() {
     assert_eq!(config.redirect.backend, RedirectBackend::None);
     assert_eq!((config.redirect.interfaces, config.redirect.host_ips), (vec![], vec![]));
     assert_eq!((config.redirect.interval, config.redirect.remove_on_exit), (Duration::from_secs(30), false));
+    assert!(config.redirect.routing_rules);
     let (mode, interval) = (SelfTestMode::Auto, Duration::from_secs(60));
     assert_eq!(config.self_test, SelfTestConfig { mode, interval });
     assert_eq!((config.log.json, config.log.level), (false, Level::INFO));

@@ -103,10 +103,12 @@ descriptions! {
         "Events for the owners of pods, by outcome.";
     REDIRECT_IN_PLACE = "gauge" "rolegate_redirect_in_place" []
         "1 if the packet rules were correct at the last check, else 0.";
+    REDIRECT_ROUTING_RULES = "gauge" "rolegate_redirect_routing_rules" []
+        "1 if the routing rules were in place at the last check, else 0.";
     REDIRECT_REPAIRS = "counter" "rolegate_redirect_repairs_total" ["outcome"]
-        "Repairs of packet rules that had been changed, by outcome.";
+        "Repairs of packet rules and routing rules that had been changed, by outcome.";
     REDIRECT_CHECK_FAILURES = "counter" "rolegate_redirect_check_failures_total" []
-        "Failed checks of the packet rules, after which their state is unknown.";
+        "Failed checks of the packet rules and routing rules, after which their state is unknown.";
     FOREIGN_REDIRECTS = "gauge" "rolegate_foreign_redirects" []
         "Redirects of the node's own metadata requests by other programs, found by the last search.";
     REDIRECT_FORGOTTEN = "counter" "rolegate_redirect_forgotten_connections_total" []

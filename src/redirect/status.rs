@@ -21,10 +21,29 @@ pub struct NodeObservation {
     pub legacy_rules: Result<Vec<String>, String>,
     /// Redirects of the node's own metadata requests by other programs.
     pub foreign: Vec<String>,
+    /// The routing rules.
+    pub routing: RoutingObservation,
     /// The addresses of this node.
     pub addresses: Vec<IpAddr>,
     /// Whether a daemon runs on this node, if that is known.
     pub daemon: Option<bool>,
+}
+
+/// The observed routing rules.
+#[derive(Clone, Debug, Default)]
+pub struct RoutingObservation {
+    /// Whether there are to be any.
+    pub wanted: bool,
+    /// Whether there are any of rolegate's.
+    pub has_ours: bool,
+    /// The families in which pods' packets have no route to the real metadata service.
+    pub closed: BTreeSet<Family>,
+    /// Rules of other programs that come first and may route pods' packets there.
+    pub ahead: Vec<String>,
+    /// Differences from the wanted rules.
+    pub differences: Vec<String>,
+    /// Why the rules of a family are not known.
+    pub unknown: Vec<String>,
 }
 
 /// What a command prints, and whether the rules are as wanted.
@@ -43,7 +62,7 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
     for family in Family::ALL {
         let (what, line) = of_family(family, seen);
         // With the guard alone wanted, no redirect is as wanted.
-        as_wanted &= what != PacketDestination::Service;
+        as_wanted &= !matches!(what, PacketDestination::Service | PacketDestination::NoRoute);
         lines.push(line);
         if let PacketDestination::Daemon(target) = what
             && !seen.addresses.contains(&target.ip())
@@ -65,6 +84,7 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
         _ => {}
     }
     lines.extend(seen.differences.iter().map(|difference| format!("differs ({}): {difference}", seen.backend)));
+    as_wanted &= tell_routing(&seen.routing, &mut lines);
     match &seen.elsewhere {
         Some((backend, Ok(observed))) if *observed != ObservedRules::default() => {
             lines.push(format!("rolegate also has rules in {backend}: {}; `rolegate redirect install` removes them", parts(observed)));
@@ -85,6 +105,31 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
     StatusReport { lines, as_wanted }
 }
 
+/// Describes the routing rules, and returns whether they are as wanted. A kernel that has none is guarded by the packet rules.
+fn tell_routing(seen: &RoutingObservation, lines: &mut Vec<String>) -> bool {
+    if !seen.wanted {
+        if seen.has_ours {
+            lines.push(
+                "rolegate has routing rules, which --redirect-routing-rules=false excludes; `rolegate redirect install` removes them"
+                    .to_owned(),
+            );
+        }
+        return true;
+    }
+    let closed: Vec<_> = seen.closed.iter().map(|family| family.metadata().to_string()).collect();
+    if !closed.is_empty() {
+        lines.push(format!("only the node itself has a route to {}, whatever the packet rules are", closed.join(" and ")));
+    }
+    lines.extend(seen.differences.iter().map(|difference| format!("differs (routing): {difference}")));
+    lines.extend(seen.ahead.iter().map(|rule| {
+        format!(
+            "the routing rule '{rule}' of another program comes before rolegate's; only the packet rules guard the packets that it matches"
+        )
+    }));
+    lines.extend(seen.unknown.iter().map(|reason| format!("cannot check the routing rules: {reason}")));
+    seen.differences.is_empty()
+}
+
 /// What happens to a pod's packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PacketDestination {
@@ -92,6 +137,8 @@ enum PacketDestination {
     Daemon(SocketAddr),
     /// It is rejected.
     Guard,
+    /// It has no route to the service, and no packet rule rejects it.
+    NoRoute,
     /// It reaches the real metadata service.
     Service,
 }
@@ -101,20 +148,21 @@ fn of_family(family: Family, seen: &NodeObservation) -> (PacketDestination, Stri
     let all = of_all_backends(seen);
     let guarded = all.iter().any(|observed| observed.guards.contains(&family));
     let target = all.iter().flat_map(|observed| &observed.targets).find(|target| target.is_ipv6() == (family == Family::V6));
-    let (address, rest) =
-        (family.metadata(), if guarded { "rejected" } else { "not guarded: THE NODE IS OPEN, pods reach the real metadata service" });
+    let (address, no_route) = (family.metadata(), seen.routing.closed.contains(&family));
+    let rest = match (guarded, no_route) {
+        (true, _) => "rejected",
+        (false, true) => "not guarded by packet rules; only the routing rules keep pods from the real metadata service",
+        (false, false) => "not guarded: THE NODE IS OPEN, pods reach the real metadata service",
+    };
+    let unguarded = if no_route { PacketDestination::NoRoute } else { PacketDestination::Service };
     match (target, guarded) {
         (Some(target), true) => (
             PacketDestination::Daemon(*target),
             format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}"),
         ),
-        (Some(target), false) => {
-            (PacketDestination::Service, format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}"))
-        }
+        (Some(target), false) => (unguarded, format!("{address}: port 80 is redirected to the daemon at {target}; other ports are {rest}")),
         (None, true) => (PacketDestination::Guard, format!("{address}: all packets are rejected")),
-        (None, false) => {
-            (PacketDestination::Service, format!("{address}: not guarded: THE NODE IS OPEN, pods reach the real metadata service"))
-        }
+        (None, false) => (unguarded, format!("{address}: {rest}")),
     }
 }
 
@@ -172,6 +220,7 @@ mod tests {
             elsewhere: Some(("iptables", Ok(ObservedRules::default()))),
             legacy_rules: Ok(Vec::new()),
             foreign: Vec::new(),
+            routing: RoutingObservation { wanted: true, has_ours: true, closed: Family::ALL.into(), ..RoutingObservation::default() },
             addresses: vec!["10.0.0.1".parse().unwrap()],
             daemon: Some(true),
             differences: Vec::new(),
@@ -196,12 +245,22 @@ mod tests {
 
     #[test]
     fn an_open_node_and_a_different_rule_are_not_as_wanted() {
-        let open = NodeObservation { observed: ObservedRules::default(), ..seen() };
+        let no_rules = || RoutingObservation { wanted: true, differences: vec!["a rule is missing".to_owned()], ..Default::default() };
+        let open = NodeObservation { observed: ObservedRules::default(), routing: no_rules(), ..seen() };
         let half = ObservedRules { targets: seen().observed.targets, ..ObservedRules::guarding([Family::V6]) };
-        let half = NodeObservation { observed: half, ..seen() };
+        let half = NodeObservation { observed: half, routing: no_rules(), ..seen() };
+        let only_routing = NodeObservation { observed: ObservedRules::default(), ..seen() };
+        let no_routing = NodeObservation { routing: no_rules(), ..seen() };
         let differs = NodeObservation { differences: vec!["the chain direct is missing".to_owned()], ..seen() };
         let away = NodeObservation { addresses: vec!["10.0.0.2".parse().unwrap()], ..seen() };
-        for (name, seen) in [("open", open), ("half_open", half), ("differs", differs), ("another_address", away)] {
+        for (name, seen) in [
+            ("open", open),
+            ("half_open", half),
+            ("differs", differs),
+            ("another_address", away),
+            ("only_routing", only_routing),
+            ("no_routing", no_routing),
+        ] {
             assert!(!tell(&full(), &seen).as_wanted, "{name}");
             insta::assert_snapshot!(name, report(&full(), &seen));
         }
@@ -217,9 +276,20 @@ mod tests {
         };
         let legacy_rules = NodeObservation { legacy_rules: Ok(vec!["iptables-nft: -A PREROUTING x".to_owned()]), ..seen() };
         let foreign = NodeObservation { foreign: vec!["iptables-nft-save: -A OUTPUT x".to_owned()], ..seen() };
-        for (name, seen) in
-            [("other_backend", elsewhere), ("unknown_backend", unknown), ("legacy_rule", legacy_rules), ("foreign", foreign)]
-        {
+        let routing = |routing| NodeObservation { routing, ..seen() };
+        let excluded = routing(RoutingObservation { wanted: false, ..seen().routing });
+        let unsupported = routing(RoutingObservation { wanted: true, unknown: vec!["no kernel".to_owned()], ..Default::default() });
+        let ahead = vec!["0: from all lookup 100".to_owned()];
+        let behind = routing(RoutingObservation { closed: [Family::V6].into(), ahead, ..seen().routing });
+        for (name, seen) in [
+            ("other_backend", elsewhere),
+            ("unknown_backend", unknown),
+            ("legacy_rule", legacy_rules),
+            ("foreign", foreign),
+            ("excluded_routing", excluded),
+            ("unsupported_routing", unsupported),
+            ("routing_rule_ahead", behind),
+        ] {
             assert!(tell(&full(), &seen).as_wanted, "{name}");
             insta::assert_snapshot!(name, report(&full(), &seen));
         }

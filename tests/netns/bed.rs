@@ -25,6 +25,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), METADATA_PORT);
 /// The metadata service's IPv6 address.
 pub(crate) const METADATA6: SocketAddr = SocketAddr::new(IpAddr::V6(IMDS_IP6), METADATA_PORT);
+/// The argument that turns the routing rules on, as they are without any argument.
+pub(crate) const ROUTED: &str = "--redirect-routing-rules=true";
 /// Programs that the rules need.
 const PROGRAMS: [&str; 6] = ["iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save"];
 
@@ -100,7 +102,8 @@ impl Bed {
         self.pod_with(PodOptions { name, interface_prefix, ..PodOptions::default() })
     }
 
-    /// Returns the set-up of a daemon that manages the rules, without an address for them.
+    /// Returns the set-up of a daemon that manages the packet rules, without an address for them. The routing rules are off, because
+    /// they would hide a packet rule that fails: see [`ROUTED`].
     pub(crate) fn setup(&self) -> Setup {
         Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .inside(self.node.ns())
@@ -108,6 +111,7 @@ impl Bed {
             .argument("--node=node-a")
             .argument(format!("--api-server={}", self.api.url()))
             .argument("--redirect=iptables")
+            .argument("--redirect-routing-rules=false")
     }
 
     /// Returns the set-up with the node's address.
@@ -169,7 +173,8 @@ impl Bed {
     #[track_caller]
     pub(crate) fn assert_refused(&self, pod: &Pod) {
         let before = self.metadata_requests_of(pod);
-        assert_eq!(pod.connect(METADATA, PATIENCE).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let error = pod.connect(METADATA, PATIENCE).unwrap_err();
+        assert!(is_refusal(&error), "{error}");
         assert_eq!(self.metadata_requests_of(pod), before);
     }
 
@@ -278,6 +283,11 @@ impl Rules {
     pub(crate) fn jumps(&self) -> usize {
         self.prerouting.iter().filter(|rule| rule.ends_with("-j ROLEGATE")).count()
     }
+}
+
+/// Returns whether the node refused a connection: by a packet rule, or by a routing rule of IPv4 or IPv6.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::PermissionDenied)
 }
 
 fn arn(role: &str) -> String {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rolegate_lab::node::{NODE_IP, NODE_IP6, find_program, programs_or_skip, skip};
 
-use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
+use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image, is_refusal};
 use crate::iptables_packets::datagram;
 use crate::kinds::{Kind, on_node};
 
@@ -247,7 +247,8 @@ fn the_user_data_closes_the_node_before_the_kubelet() {
         assert!(said.contains(&format!("/etc/systemd/system/{unit}.service.requires:\nrolegate-guard.service")), "{said}");
     }
     bed.assert_refused(&pod);
-    assert_eq!(pod.connect(METADATA6, PATIENCE).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let error = pod.connect(METADATA6, PATIENCE).unwrap_err();
+    assert!(is_refusal(&error), "{error}");
 }
 
 /// Returns the values of a key in the unit, in order.

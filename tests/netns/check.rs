@@ -3,7 +3,7 @@
 use rolegate_lab::node::{NODE_IP, find_program, skip};
 use serde_json::Value;
 
-use crate::bed::Bed;
+use crate::bed::{Bed, ROUTED};
 
 const LEFT: &str = "-A PREROUTING -d 169.254.169.254/32 -i veth+ -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.42.0.1:8181";
 
@@ -51,7 +51,7 @@ fn a_node_before_its_first_daemon_warns_and_names_leftovers() {
 #[test]
 fn a_node_that_is_served_passes_and_its_rules_outlive_the_daemon() {
     let Some(bed) = Bed::new() else { return };
-    let setup = bed.setup_with_ip().argument("--app-port=8181").argument("--redirect-interval=1h");
+    let setup = bed.setup_with_ip().argument("--app-port=8181").argument("--redirect-interval=1h").argument(ROUTED);
     let daemon = bed.start(&setup);
     // The daemon's own self-test keeps its interface.
     let before = bed.node.ns().sh("ip -o link").unwrap();

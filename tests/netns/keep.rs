@@ -30,16 +30,17 @@ fn setup(bed: &Bed, backend: &str) -> Setup {
     bed.setup_with_ip().argument(format!("--redirect={backend}"))
 }
 
-/// Runs `rolegate redirect` on the node.
+/// Runs `rolegate redirect` on the node, without the routing rules unless the arguments turn them on.
 pub(crate) fn by_hand(bed: &Bed, arguments: &[&str]) -> Output {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(env!("CARGO_BIN_EXE_rolegate")).arg("redirect").args(arguments);
-    command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin").output().unwrap()
+    command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin");
+    command.env("ROLEGATE_REDIRECT_ROUTING_RULES", "false").output().unwrap()
 }
 
 /// Runs the command, checks its exit code, and returns its output.
 #[track_caller]
-fn by_hand_ends(bed: &Bed, arguments: &[&str], code: i32) -> String {
+pub(crate) fn by_hand_ends(bed: &Bed, arguments: &[&str], code: i32) -> String {
     let output = by_hand(bed, arguments);
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
@@ -305,7 +306,8 @@ fn ipv4_is_closed_by_hand_if_ipv6_cannot_be() {
     std::os::unix::fs::symlink(find_program("false").unwrap(), broken).unwrap();
     let mut command = Command::new(find_program("nsenter").unwrap());
     command.arg(format!("--net={}", bed.node.ns().path())).args(["--", env!("CARGO_BIN_EXE_rolegate"), "redirect", "install", "--guard"]);
-    let output = command.arg("--redirect=iptables").env_clear().env("PATH", image.path()).output().unwrap();
+    let output =
+        command.args(["--redirect=iptables", "--redirect-routing-rules=false"]).env_clear().env("PATH", image.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("the IPv6 rules"), "{said}");

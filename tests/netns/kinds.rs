@@ -76,5 +76,7 @@ impl Kind {
 pub(crate) fn on_node(bed: &Bed, path: &str, program: &Path) -> Command {
     let mut command = Command::new(find_program("nsenter").unwrap());
     command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(program).env_clear().env("PATH", path);
+    // As in the set-up of the daemon.
+    command.env("ROLEGATE_REDIRECT_ROUTING_RULES", "false");
     command
 }

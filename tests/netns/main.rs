@@ -25,5 +25,6 @@ mod nftables;
 mod node_address;
 mod overlap;
 mod own_requests;
+mod routing;
 mod selftest;
 mod upstream;

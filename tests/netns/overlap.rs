@@ -9,7 +9,7 @@ use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::load::{Connections, Load, Tally};
 use socket2::SockRef;
 
-use crate::bed::{Bed, METADATA, PATIENCE, Pod};
+use crate::bed::{Bed, METADATA, PATIENCE, Pod, ROUTED};
 
 /// The minimum number of requests in the whole rolling update.
 const REQUESTS: usize = 20_000;
@@ -33,7 +33,7 @@ impl State {
     }
 
     fn start(&self, bed: &Bed, backend: &str, number: usize) -> Generation {
-        self.start_with(bed.setup_with_ip().argument(format!("--redirect={backend}")), number)
+        self.start_with(bed.setup_with_ip().argument(format!("--redirect={backend}")).argument(ROUTED), number)
     }
 
     fn start_with(&self, setup: Setup, number: usize) -> Generation {

@@ -6,7 +6,7 @@ use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
 use rolegate_lab::node::{NODE_IP, find_program, skip};
 
-use crate::bed::{Bed, METADATA, PATIENCE};
+use crate::bed::{Bed, METADATA, PATIENCE, ROUTED};
 
 const PASSED: &str = r#"rolegate_self_test{state="passed"}"#;
 const FAILED: &str = r#"rolegate_self_test{state="failed"}"#;
@@ -56,7 +56,7 @@ fn is_ready(bed: &Bed, daemon: &Daemon) -> bool {
 /// Installs the guard with this backend, as a node has it from its boot on.
 fn boot_guard(bed: &Bed, backend: &str) {
     let program = env!("CARGO_BIN_EXE_rolegate");
-    bed.node.ns().sh(&format!("{program} redirect install --guard --redirect={backend}")).unwrap();
+    bed.node.ns().sh(&format!("{program} redirect install --guard --redirect={backend} --redirect-routing-rules=false")).unwrap();
 }
 
 /// Returns the interfaces and routes of tests on the node.
@@ -90,6 +90,26 @@ fn it_passes_with_the_rules_and_leaves_no_trace() {
     daemon.terminate().unwrap();
     assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
     wait_for("no trace is left", &daemon, || traces(&bed).is_empty());
+}
+
+/// With the routing rules, they refuse a pod's packet before the guard sees it.
+#[test]
+fn it_passes_with_either_lock() {
+    for backend in ["nftables", "iptables"] {
+        let Some(bed) = Bed::new() else { return };
+        let pod = bed.pod("web", "veth");
+        let setup = often(bed.setup()).argument(format!("--host-ip={NODE_IP},{}", bed.node.ip6()));
+        let daemon = bed.start(&setup.argument(format!("--redirect={backend}")).argument(ROUTED));
+        assert_eq!(metric(&bed, &daemon, PASSED), 1.0);
+        bed.assert_served(&pod, METADATA);
+        bed.node.ns().sh("ip rule del pref 0 prohibit && ip -6 rule del pref 0 prohibit").unwrap();
+        daemon.wait_for_event("routing-rules-repaired").unwrap();
+        // With IPv4 alone, port 80 of the IPv6 address is one of those that have to be refused.
+        drop(daemon);
+        let daemon = bed.start(&often(bed.setup_with_ip()).argument(format!("--redirect={backend}")).argument(ROUTED));
+        assert_eq!((metric(&bed, &daemon, PASSED), metric(&bed, &daemon, FAILED)), (1.0, 0.0), "{}", daemon.log());
+        assert!(daemon.events("self-test-failed").is_empty(), "{}", daemon.log());
+    }
 }
 
 #[test]

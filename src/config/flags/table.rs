@@ -298,6 +298,10 @@ pub(super) const REDIRECT: &[Flag] = &[
         "keep",
         "What happens to the rules when the daemon shuts down: keep (pods are refused) or remove (the node is open)",
     ),
+    on_switch(
+        "redirect-routing-rules",
+        "With packet rules, also keep routing rules that give only the node itself a route to the real metadata service",
+    ),
     list(
         "host-interface",
         "NAME",

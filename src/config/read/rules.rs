@@ -57,7 +57,8 @@ pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: Redir
     if [IpAddr::is_ipv4, IpAddr::is_ipv6].iter().any(|family| host_ips.iter().filter(|ip| family(ip)).count() > 1) {
         source.mistake("--host-ip: expected at most one IPv4 and one IPv6 address");
     }
-    RedirectConfig { backend, interfaces, host_ips, host_ip_hint: host_ip(source), interval, remove_on_exit }
+    let routing_rules = source.switch("redirect-routing-rules");
+    RedirectConfig { backend, interfaces, host_ips, host_ip_hint: host_ip(source), interval, remove_on_exit, routing_rules }
 }
 
 pub(in crate::config) fn self_test(source: &mut SettingSource<'_>) -> SelfTestConfig {
