@@ -44,7 +44,7 @@ use metadata::{Access, MetadataLookup, MetadataValues, table};
 use migration::Migration;
 use refusal::{Asked, Refusal, of_default_role};
 use respond::Outcome;
-use route::{Body, Hosts, Rejection, Route, RouteContext};
+use route::{Body, Rejection, Route, RouteContext};
 use token::Tokens;
 
 /// The time between two log lines that are written once.
