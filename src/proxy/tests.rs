@@ -7,6 +7,7 @@ use http::{Request, StatusCode};
 use http_body_util::BodyExt as _;
 use tokio::time::advance;
 
+use super::route::Hosts;
 use super::*;
 use crate::config::{MetadataProfile, PatternFormat, Restrictions};
 use crate::credentials::cache;
@@ -21,6 +22,7 @@ use crate::policy::patterns::Patterns;
 use crate::role::CallerIdentity;
 
 mod events;
+mod host_network;
 mod identity;
 mod waiting;
 

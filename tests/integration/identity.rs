@@ -76,6 +76,21 @@ fn finished_and_host_network_pods_claim_no_address() {
     }
 }
 
+/// Nothing redirects pods in the node's network here. If the daemon did not start, all others would lose their roles.
+#[test]
+fn settings_for_the_nodes_network_without_programs_are_an_error_in_the_log_and_no_reason_to_stop() {
+    for mode in ["serve", "deny"] {
+        let world = World::start_with(|setup| setup.argument(format!("--host-network-pods={mode}")));
+        let line = world.daemon.wait_for_event("host-network-not-enforced").unwrap();
+        assert_eq!((&line["mode"], &line["level"]), (&mode.into(), &"ERROR".into()), "{line}");
+        assert_eq!((world.metric("rolegate_host_network_enforced"), world.metric("rolegate_host_network_exempt_pods")), (0.0, 0.0));
+        assert_eq!(world.get(ip(2), ROLES).text(), "web-role");
+        world.fakes.api.apply(Resource::Pods, pod("agent", ip(20), Some("web-role")).host_network(true).build());
+        let [event] = &world.events_of("agent", 1)[..] else { panic!("one Event") };
+        assert!(event["note"].as_str().unwrap().contains("it reaches the node's own metadata service"), "{event}");
+    }
+}
+
 #[test]
 fn an_address_that_two_living_pods_claim_is_refused_to_both() {
     let world = World::start();
