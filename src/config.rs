@@ -18,6 +18,7 @@ pub(crate) mod explain_command;
 pub mod flags;
 pub(crate) mod kiam;
 mod load;
+pub(crate) mod metrics_port;
 mod migrate;
 pub mod own_pod;
 pub(crate) mod probe;
