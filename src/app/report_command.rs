@@ -45,7 +45,9 @@ async fn of_all_nodes(AllNodes { api, namespace, selector, port }: AllNodes) -> 
         async move {
             let (kube, namespace) = &*source;
             let name = if pod.node.is_empty() { &pod.name } else { &pod.node };
-            of_pod(kube, namespace, &pod, port.unwrap_or_else(|| metrics_port_of(&pod))).await.unwrap_or_else(|error| MigrationReport::failed(name, text(&error)))
+            of_pod(kube, namespace, &pod, port.unwrap_or_else(|| metrics_port_of(&pod)))
+                .await
+                .unwrap_or_else(|error| MigrationReport::failed(name, text(&error)))
         }
     });
     let mut reports = futures_util::stream::iter(reports).buffer_unordered(CONCURRENT);

@@ -52,7 +52,7 @@ async fn imds(address: SocketAddr) -> io::Result<()> {
         imds.wait_for_requests(printed + 1).await;
         let requests = imds.requests();
         for request in requests.iter().skip(printed) {
-            print(&json!({ "peer": request.peer.to_string(), "method": request.method, "target": request.target, "status": request.status }))?;
+            print(&json!({ "peer": request.peer.to_string(), "method": request.method, "target": request.target }))?;
         }
         printed = requests.len();
     }
