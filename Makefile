@@ -2,7 +2,7 @@
 # dependency is compiled only once.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fuzz tools
+.PHONY: help demo test test-cluster check bench fuzz tools
 
 CARGO_DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.2
@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := annotations arn host patterns route token
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## run the whole system on this machine, with a fake cluster and a fake AWS, until Ctrl-C; with DEMO_EXIT=1, until the story ends
 	cargo build --locked --workspace --bins --example demo
@@ -19,6 +19,9 @@ demo: ## run the whole system on this machine, with a fake cluster and a fake AW
 
 test: ## install what the tests need, then run check, all tests and the demo
 	scripts/test
+
+test-cluster: ## run the DaemonSet on a real Kubernetes node in namespaces of this machine; builds Kubernetes the first time
+	tests/cluster/run
 
 check: ## check format, boundaries, lints, dependencies and documentation
 	scripts/check

@@ -27,6 +27,7 @@ use crate::config::arguments::RUN;
 use crate::config::check_command::{CheckCommand, LIST};
 use crate::config::explain_command::{ExplainConfig, Output, POD};
 use crate::config::kiam::{TranslatedArguments, translate};
+use crate::config::metrics_port::FIRST_PROCESS;
 use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::refused::RefusedArguments;
@@ -264,8 +265,13 @@ fn guard_before_exit(arguments: &[OsString], env: &dyn Fn(&str) -> Option<String
     }
 }
 
+/// Returns the command line of the first process, or nothing if it cannot be read.
+fn first_process() -> Vec<u8> {
+    std::fs::read(FIRST_PROCESS).unwrap_or_default()
+}
+
 fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
-    let asked = match ExplainConfig::from_source(matches, env) {
+    let asked = match ExplainConfig::from_source(matches, env, &first_process()) {
         Ok(asked) => asked,
         Err(error) => {
             say(&format!("rolegate: {error}\nSee rolegate explain --help"));
@@ -327,7 +333,7 @@ fn checked(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCo
 }
 
 fn reported(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
-    let ReportConfig { target, output } = match ReportConfig::from_source(matches, env) {
+    let ReportConfig { target, output } = match ReportConfig::from_source(matches, env, &first_process()) {
         Ok(asked) => asked,
         Err(error) => {
             say(&format!("rolegate: {error}\nSee rolegate report --help"));

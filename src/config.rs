@@ -19,6 +19,7 @@ pub mod flags;
 pub mod host_network;
 pub(crate) mod kiam;
 mod load;
+pub(crate) mod metrics_port;
 mod migrate;
 pub mod own_pod;
 pub(crate) mod probe;

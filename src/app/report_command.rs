@@ -8,12 +8,16 @@ use http::uri::Authority;
 
 use super::failure::{Failure, text};
 use crate::advice::Advise as _;
+use crate::config::DEFAULT_METRICS_PORT;
+use crate::config::metrics_port::metrics_port;
 use crate::config::report_command::{AllNodes, ReportTarget};
 use crate::kubernetes::client::{self, Client};
-use crate::kubernetes::forward::PodOnNode;
+use crate::kubernetes::forward::{PodContainer, PodOnNode};
 use crate::report::MigrationReport;
 use crate::report::client::{read, read_on};
 
+/// The word by which the daemon's container is recognized, if a pod has several.
+const PROGRAM: &str = env!("CARGO_PKG_NAME");
 /// How many daemons are asked at one time.
 const CONCURRENT: usize = 16;
 
@@ -41,7 +45,9 @@ async fn of_all_nodes(AllNodes { api, namespace, selector, port }: AllNodes) -> 
         async move {
             let (kube, namespace) = &*source;
             let name = if pod.node.is_empty() { &pod.name } else { &pod.node };
-            of_pod(kube, namespace, &pod, port).await.unwrap_or_else(|error| MigrationReport::failed(name, text(&error)))
+            of_pod(kube, namespace, &pod, port.unwrap_or_else(|| metrics_port_of(&pod)))
+                .await
+                .unwrap_or_else(|error| MigrationReport::failed(name, text(&error)))
         }
     });
     let mut reports = futures_util::stream::iter(reports).buffer_unordered(CONCURRENT);
@@ -50,6 +56,22 @@ async fn of_all_nodes(AllNodes { api, namespace, selector, port }: AllNodes) -> 
         merged.merge(report);
     }
     Ok(merged)
+}
+
+/// Returns the metrics port of the daemon in a pod.
+fn metrics_port_of(pod: &PodOnNode) -> u16 {
+    let is_daemon = |container: &&PodContainer| container.name.contains(PROGRAM) || image_name(&container.image).contains(PROGRAM);
+    let container = pod.containers.iter().find(is_daemon).or_else(|| pod.containers.first());
+    let port = container.and_then(|container| {
+        let variable = |name: &str| container.variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        metrics_port(container.arguments.iter().cloned(), &variable)
+    });
+    port.unwrap_or(DEFAULT_METRICS_PORT)
+}
+
+/// Returns the last part of an image's name, with its tag.
+fn image_name(image: &str) -> &str {
+    image.split('@').next().unwrap_or_default().rsplit('/').next().unwrap_or_default()
 }
 
 async fn of_pod(kube: &Client, namespace: &str, pod: &PodOnNode, port: u16) -> anyhow::Result<MigrationReport> {

@@ -7,7 +7,7 @@ use clap::ArgMatches;
 use http::uri::Authority;
 
 use super::source::SettingSource;
-use super::{Config, ConfigError, DEFAULT_METRICS_PORT};
+use super::{Config, ConfigError, metrics_port};
 use crate::text::is_object_name;
 
 /// The name of the argument that names the pod.
@@ -103,8 +103,12 @@ pub(crate) struct ExplainConfig {
 impl ExplainConfig {
     /// What flags and environment ask. Where the API's address stands on the command line, the API is asked; else the
     /// daemon: in its own container, its variables are there for its own sake, and those that do not say how to ask it are not
-    /// read.
-    pub(crate) fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    /// read. `first_process` is the content of [`metrics_port::FIRST_PROCESS`].
+    pub(crate) fn from_source(
+        matches: &ArgMatches,
+        env: &dyn Fn(&str) -> Option<String>,
+        first_process: &[u8],
+    ) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
         let text = matches.get_one::<String>(POD).map_or("", String::as_str);
         let pod = match text.parse() {
@@ -128,7 +132,7 @@ impl ExplainConfig {
         } else if source.text("admin-url").is_some() {
             source.parse("admin-url", daemon).map(ExplainTarget::Daemon)
         } else {
-            let port = source.port("metrics-port", DEFAULT_METRICS_PORT);
+            let port = metrics_port::of_daemon_here(&mut source, env, first_process);
             Authority::try_from(format!("127.0.0.1:{port}")).ok().map(ExplainTarget::Daemon)
         };
         let output = source.choice("output", &[("text", Output::Text), ("json", Output::Json)], Output::Text);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::source::SettingSource;
-use super::{AwsConfig, Config, ConfigError, DEFAULT_METRICS_PORT, RedirectBackend, Restrictions, flags, migrate, read};
+use super::{AwsConfig, Config, ConfigError, RedirectBackend, Restrictions, flags, migrate, read};
 
 impl Config {
     /// The configuration that flags and environment give.
@@ -34,9 +34,7 @@ impl Config {
             warnings: Vec::new(),
         };
         let mut config = migrate::open(config, source);
-        if config.server.port == config.admin.port && config.server.port != 0 {
-            // As the chart of kube2iam renders it. There, one port served both.
-            let port = if config.server.port == DEFAULT_METRICS_PORT { DEFAULT_METRICS_PORT + 1 } else { DEFAULT_METRICS_PORT };
+        if let Some(port) = read::moved_metrics_port(config.server.port, config.admin.port) {
             source.warn(
                 "metrics-port-moved",
                 format!(

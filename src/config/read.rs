@@ -108,6 +108,13 @@ pub(super) fn metadata(source: &mut SettingSource<'_>) -> MetadataConfig {
     MetadataConfig { address, disabled, profile, node_info_namespaces }
 }
 
+/// Returns where the metrics are served instead, if the two ports are equal. The chart of kube2iam renders them so: there, one port
+/// serves both.
+pub(super) fn moved_metrics_port(app_port: u16, metrics_port: u16) -> Option<u16> {
+    let other = if app_port == DEFAULT_METRICS_PORT { DEFAULT_METRICS_PORT + 1 } else { DEFAULT_METRICS_PORT };
+    (app_port == metrics_port && app_port != 0).then_some(other)
+}
+
 pub(super) fn admin(source: &mut SettingSource<'_>) -> AdminConfig {
     AdminConfig {
         address: source.ip("metrics-bind-address"),

@@ -5,7 +5,7 @@ use http::uri::Authority;
 
 use super::explain_command::daemon;
 use super::source::SettingSource;
-use super::{ApiConfig, ConfigError, DEFAULT_METRICS_PORT, read};
+use super::{ApiConfig, ConfigError, DEFAULT_METRICS_PORT, metrics_port, read};
 
 /// Whose report is read.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ pub(crate) struct AllNodes {
     pub namespace: String,
     /// Their label selector.
     pub selector: String,
-    /// Their metrics port.
-    pub port: u16,
+    /// Their metrics port, if it is given. Otherwise, that of the arguments of each one.
+    pub port: Option<u16>,
 }
 
 /// The form of a report.
@@ -50,12 +50,15 @@ pub(crate) struct ReportConfig {
 }
 
 impl ReportConfig {
-    /// Reads what flags and environment ask.
-    pub(crate) fn from_source(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    /// Reads what flags and environment ask. `first_process` is the content of [`metrics_port::FIRST_PROCESS`].
+    pub(crate) fn from_source(
+        matches: &ArgMatches,
+        env: &dyn Fn(&str) -> Option<String>,
+        first_process: &[u8],
+    ) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
         let formats = [("text", ReportOutput::Text), ("json", ReportOutput::Json), ("csv", ReportOutput::Csv)];
         let output = source.choice("format", &formats, ReportOutput::Text);
-        let port = source.port("metrics-port", DEFAULT_METRICS_PORT);
         let target = if source.switch("all-nodes") {
             if source.is_argument("admin-url") {
                 source.mistake("--admin-url asks one daemon, but --all-nodes asks all: give one of them");
@@ -63,6 +66,8 @@ impl ReportConfig {
             let api = read::api(&mut source);
             let namespace = source.name("daemon-namespace");
             let selector = source.selector("daemon-selector");
+            let port = source.port("metrics-port", DEFAULT_METRICS_PORT);
+            let port = source.is_given("metrics-port").then_some(port);
             Some(ReportTarget::AllNodes(AllNodes { api, namespace, selector, port }))
         } else {
             for name in ["kubeconfig", "api-server", "daemon-namespace", "daemon-selector"] {
@@ -71,6 +76,7 @@ impl ReportConfig {
                 }
             }
             let given = source.text("admin-url").is_some();
+            let port = metrics_port::of_daemon_here(&mut source, env, first_process);
             let own = || Authority::try_from(format!("127.0.0.1:{port}")).ok();
             if given { source.parse("admin-url", daemon) } else { own() }.map(ReportTarget::Daemon)
         };
@@ -92,18 +98,20 @@ mod tests {
     fn read(arguments: &[&str]) -> Result<ReportConfig, Vec<String>> {
         let command = flags::add_to_report(Command::new("report"));
         let matches = command.try_get_matches_from([&["report"], arguments].concat()).unwrap_or_else(|error| panic!("{error}"));
-        ReportConfig::from_source(&matches, &|_| None).map_err(|error| error.mistakes)
+        ReportConfig::from_source(&matches, &|_| None, b"/usr/local/bin/rolegate\0--metrics-port=9620\0").map_err(|error| error.mistakes)
     }
 
     #[test]
     fn a_report_is_of_the_daemon_here_of_another_or_of_all() {
         let target = |arguments: &[&str]| read(arguments).map(|config| format!("{:?}", config.target)).unwrap_or_default();
-        assert_eq!(target(&[]), "Daemon(127.0.0.1:9543)");
+        assert_eq!(target(&[]), "Daemon(127.0.0.1:9620)");
         assert_eq!(target(&["--metrics-port=9999"]), "Daemon(127.0.0.1:9999)");
         assert_eq!(target(&["--admin-url=http://10.0.0.1:80/"]), "Daemon(10.0.0.1:80)");
         let all = read(&["--all-nodes", "--kubeconfig=/k", "--format=csv", "--metrics-port=9544"]);
         let Ok(ReportConfig { target: ReportTarget::AllNodes(all), output: ReportOutput::Csv }) = all else { panic!("{all:?}") };
-        assert_eq!((&*all.namespace, &*all.selector, all.port), ("kube-system", "app.kubernetes.io/name=rolegate", 9544));
+        assert_eq!((&*all.namespace, &*all.selector, all.port), ("kube-system", "app.kubernetes.io/name=rolegate", Some(9544)));
+        let all = read(&["--all-nodes", "--kubeconfig=/k"]);
+        assert!(matches!(all, Ok(ReportConfig { target: ReportTarget::AllNodes(AllNodes { port: None, .. }), .. })), "{all:?}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(crate) enum Field {
     Object(Vec<JsonMember>),
     /// An array. An element that is equal to an earlier one may be left out.
     Array(Box<Field>),
+    /// An array of which every element is kept, in order.
+    List(Box<Field>),
     /// An array whose elements are returned one by one, as separate documents.
     Items(Box<Field>),
     /// A string, a number, a boolean or null. A string longer than this many bytes is truncated to just above this length.
@@ -42,6 +44,11 @@ impl Field {
     /// An array of such elements.
     pub(crate) fn array(element: Self) -> Self {
         Self::Array(Box::new(element))
+    }
+
+    /// An array of such elements, in which order and repetition matter.
+    pub(crate) fn list(element: Self) -> Self {
+        Self::List(Box::new(element))
     }
 }
 

@@ -225,7 +225,7 @@ impl<'a> Filter<'a> {
         let container = self.containers.last_mut()?;
         container.begin = None;
         let field = match container.field {
-            Field::Array(element) => element,
+            Field::Array(element) | Field::List(element) => element,
             Field::Items(element) => {
                 container.begin = Some(begin);
                 self.item = Some((begin, false));
@@ -264,7 +264,7 @@ impl<'a> Filter<'a> {
         let Some(field) = field else { return self.begin_skipped(byte) };
         match (byte, field) {
             (b'{', Field::Object(_)) => self.open(field, ParserState::Key, byte),
-            (b'[', Field::Array(_) | Field::Items(_)) => self.open(field, ParserState::Element, byte),
+            (b'[', Field::Array(_) | Field::List(_) | Field::Items(_)) => self.open(field, ParserState::Element, byte),
             // serde accepts an array for a struct.
             (b'[', Field::Object(_)) => self.without_contents(b"0", byte),
             (b'{', _) => self.without_contents(b"{}", byte),

@@ -33,6 +33,21 @@ pub(crate) struct PodOnNode {
     pub(crate) node: String,
     /// Whether the phase is Running.
     pub(crate) is_running: bool,
+    /// Its containers, without those that only prepare it.
+    pub(crate) containers: Vec<PodContainer>,
+}
+
+/// A container of a pod, as its manifest describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PodContainer {
+    /// The name.
+    pub(crate) name: String,
+    /// The image.
+    pub(crate) image: String,
+    /// The arguments of its program, before Kubernetes expands variables in them.
+    pub(crate) arguments: Vec<String>,
+    /// The variables whose value is in the manifest.
+    pub(crate) variables: Vec<(String, String)>,
 }
 
 /// A connection to a port of a pod.
@@ -47,7 +62,7 @@ impl Client {
     pub(crate) async fn pods_by_label(&self, namespace: &str, selector: &str) -> Result<Vec<PodOnNode>, RequestFailure> {
         let item = Field::object([
             ("metadata", Field::object([("name", Field::text())])),
-            ("spec", Field::object([("nodeName", Field::text())])),
+            ("spec", Field::object([("nodeName", Field::text()), ("containers", Field::list(container()))])),
             ("status", Field::object([("phase", Field::text())])),
         ]);
         let fields = Field::object([
@@ -111,6 +126,18 @@ impl AsyncWrite for ForwardedPort {
     }
 }
 
+/// What is read of a container.
+fn container() -> Field {
+    let words = || Field::list(Field::text());
+    Field::object([
+        ("name", Field::text()),
+        ("image", Field::text()),
+        ("command", words()),
+        ("args", words()),
+        ("env", Field::list(Field::object([("name", Field::text()), ("value", Field::text())]))),
+    ])
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RawListed {
@@ -129,6 +156,24 @@ struct RawListedMetadata {
 #[serde(default, rename_all = "camelCase")]
 struct RawListedSpec {
     node_name: String,
+    containers: Vec<RawContainer>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawContainer {
+    name: String,
+    image: String,
+    command: Vec<String>,
+    args: Vec<String>,
+    env: Vec<RawVariable>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawVariable {
+    name: String,
+    value: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -139,6 +184,23 @@ struct RawListedStatus {
 
 impl From<RawListed> for PodOnNode {
     fn from(raw: RawListed) -> Self {
-        Self { name: raw.metadata.name, node: raw.spec.node_name, is_running: raw.status.phase == "Running" }
+        Self {
+            name: raw.metadata.name,
+            node: raw.spec.node_name,
+            is_running: raw.status.phase == "Running",
+            containers: raw.spec.containers.into_iter().map(PodContainer::from).collect(),
+        }
+    }
+}
+
+impl From<RawContainer> for PodContainer {
+    fn from(raw: RawContainer) -> Self {
+        Self {
+            name: raw.name,
+            image: raw.image,
+            // The first word of the command is the program.
+            arguments: raw.command.into_iter().skip(1).chain(raw.args).collect(),
+            variables: raw.env.into_iter().filter_map(|variable| Some((variable.name, variable.value?))).collect(),
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! What the objects decide is decided again for each report, so that a finding is gone when its cause is gone: an annotation that
 //! was added, or a role that was changed. What clients do is kept with the time of the last request.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -165,7 +166,7 @@ impl MigrationReporter {
                 Decision::Deny(denial) if denial.may_pass() => {}
                 Decision::Deny(denial) => {
                     let role = role_text(&pod, self.policy.named_role(&pod, &context));
-                    draft.add(&workload, (FindingKind::Refused, role, denial.name()), || denial.with_advice());
+                    draft.add(&workload, (FindingKind::Refused, role, denial.name()), || advice_of_denial(denial));
                 }
             }
             here.insert(workload);
@@ -184,7 +185,7 @@ impl MigrationReporter {
             Noted::Denied(Denial::NoRole) if !self.strict.node_role_withheld => return,
             Noted::Denied(Denial::NoRole) => ((FindingKind::Refused, subject, Denial::NoRole.name()), WITHOUT_ROLE.to_owned()),
             Noted::Denied(denial) if here => return draft.confirm(workload, &(FindingKind::Refused, subject, denial.name()), tally),
-            Noted::Denied(denial) => ((FindingKind::Refused, subject, denial.name()), denial.with_advice()),
+            Noted::Denied(denial) => ((FindingKind::Refused, subject, denial.name()), advice_of_denial(denial)),
             Noted::Role(denial) if here => {
                 let now = self.denial_now(workload, &subject).unwrap_or(denial);
                 return draft.confirm(workload, &(FindingKind::Role, subject, now.name()), tally);
@@ -259,7 +260,7 @@ impl MigrationReporter {
 
     fn advice_of_namespace(&self, denial: Denial, role: &str) -> String {
         match denial {
-            Denial::BadNamespaceList(..) => denial.with_advice(),
+            Denial::BadNamespaceList(..) => advice_of_denial(denial),
             _ if self.pattern(role).is_none() => STAR_IN_PATH.to_owned(),
             _ => format!("if pods of the namespace may have the role, add it to the annotation {} of the namespace", self.allowed_roles),
         }
@@ -277,6 +278,11 @@ const EXEMPT_ON_HOST_NETWORK: &str = "the pod reaches the real metadata service,
                                       remove the pod from --host-network-exempt";
 const WITHOUT_ROLE: &str = "kube2iam gave this pod the node's role, and rolegate does not: name a role in the annotation of the pod, or \
                             give --default-role; if the pod only looks for a role, nothing has to be done";
+
+/// Returns the advice for a refusal. Its cause is the reason of the finding.
+fn advice_of_denial(denial: Denial) -> String {
+    denial.advice().map_or_else(|| denial.with_advice(), Cow::into_owned)
+}
 
 fn advice_of_set(set: &str) -> &'static str {
     match set {

@@ -6,7 +6,7 @@ fn read(arguments: &[&str], env: &[(&str, &str)]) -> Result<ExplainConfig, Confi
     let matches = command.try_get_matches_from([&["rolegate", "explain"], arguments].concat()).unwrap();
     let (_, matches) = matches.subcommand().unwrap();
     let env: std::collections::HashMap<_, _> = env.iter().copied().collect();
-    ExplainConfig::from_source(matches, &|name| env.get(name).map(|text| (*text).to_owned()))
+    ExplainConfig::from_source(matches, &|name| env.get(name).map(|text| (*text).to_owned()), b"")
 }
 
 #[test]
