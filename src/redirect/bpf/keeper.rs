@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::attach::{Programs, Scope};
@@ -35,6 +35,8 @@ use crate::redirect::ownership::Ownership;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long notifications are gathered before interfaces are read.
 const GATHER: Duration = Duration::from_millis(20);
+/// The minimum pause between two comparisons.
+const PAUSE: Duration = Duration::from_secs(1);
 /// The name of the readiness step that is pending while the programs are wrong.
 const STEP: &str = "the repair of the BPF programs";
 /// RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_ROUTE, each as a bit.
@@ -71,6 +73,9 @@ pub struct Keeper {
     changes: Option<Changes>,
     /// The interfaces that were there when the programs were compared last.
     interfaces: NodeInterfaces,
+    compared_at: Instant,
+    /// Whether something has changed since then.
+    heard: bool,
     /// Held while the programs are wrong.
     waiting: Option<ReadinessStep>,
     /// The failure that was logged last.
@@ -110,6 +115,8 @@ impl Keeper {
             targets: None,
             changes,
             interfaces: NodeInterfaces::default(),
+            compared_at: Instant::now(),
+            heard: false,
             waiting: None,
             failure: None,
         };
@@ -184,34 +191,38 @@ impl Keeper {
         }
     }
 
-    /// Waits until the next comparison is due, and returns whether it is a thorough one: not after each change of a route.
+    /// Waits until the next comparison is due, and returns whether it is a thorough one: not after each change of a route. If it is
+    /// cancelled, no change is lost.
     async fn wait(&mut self) -> bool {
-        let interval = sleep(self.environment.interval);
-        let changes = &mut self.changes;
-        let changed = async {
-            if let Some(open) = changes {
-                match open.changed().await {
-                    Ok(()) => return sleep(GATHER).await,
+        let end = self.compared_at + self.environment.interval;
+        while !self.heard {
+            let Some(changes) = &mut self.changes else {
+                sleep_until(end).await;
+                return true;
+            };
+            tokio::select! {
+                () = sleep_until(end) => return true,
+                changed = changes.changed() => match changed {
+                    Ok(()) => self.heard = true,
                     Err(error) => {
                         warn!(
                             event = "interface-notifications-unavailable", %error,
                             "the subscription to changes of interfaces and routes failed; checking for new ones at each --redirect-interval \
                              only"
                         );
-                        *changes = None;
+                        self.changes = None;
                     }
-                }
+                },
             }
-            std::future::pending().await
-        };
-        tokio::select! {
-            () = interval => true,
-            () = changed => false,
         }
+        // Routes may change all the time, and each comparison reads all of them.
+        sleep_until((Instant::now() + GATHER).max(self.compared_at + PAUSE)).await;
+        false
     }
 
     /// Compares the programs once, and repairs them.
     fn check(&mut self, is_thorough: bool) {
+        (self.compared_at, self.heard) = (Instant::now(), false);
         let is_succeeded = self.environment.turn.as_ref().is_some_and(|turn| turn.is_succeeded().unwrap_or(false));
         if is_succeeded {
             return self.is_right();
