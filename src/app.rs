@@ -23,16 +23,15 @@ use crate::metrics::Metrics;
 use crate::pods::HostNetworkRules;
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
-use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::interface_addresses;
-use crate::redirect::reconcile::Reconciler;
 use crate::self_test::{Ability, Probes, STEP};
 use crate::server::Server;
 use crate::tasks::{TaskEnded, Tasks};
 use crate::unix_socket;
 
-use self::packet_rules::PacketRules;
+use self::packet_rules::{Keepers, PacketRules};
 
+mod bpf_programs;
 pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub(crate) mod failure;
@@ -80,6 +79,9 @@ impl App {
     pub(crate) async fn bind(config: Config) -> anyhow::Result<Self> {
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
         let mut rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
+        if let Some(rules) = &mut rules {
+            rules.attach(&config.redirect, &metrics, &readiness).await?;
+        }
         let metadata = guarded(&mut rules, PodListener::find(&config.server)).await?;
         let admin = match listener::listen_for_operators(config.admin.address, config.admin.port) {
             // The daemon before has it until it ends.
@@ -93,8 +95,7 @@ impl App {
             None => listen_address(config.admin.address, config.admin.port),
         };
         let (metadata_address, self_test) = (metadata.address()?, Ability::Off);
-        // No backend of the packet rules loads any.
-        let programs = None;
+        let programs = rules.as_ref().and_then(PacketRules::programs);
         Ok(Self {
             metadata_address,
             metrics_address,
@@ -258,7 +259,7 @@ async fn place(
     kube: &Client,
     probes: &Probes,
     step: ReadinessStep,
-) -> anyhow::Result<Option<Reconciler<SelectedBackend, System>>> {
+) -> anyhow::Result<Option<Keepers>> {
     let Some(rules) = rules else {
         step.done();
         return Ok(None);
@@ -283,10 +284,12 @@ async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = 
 }
 
 /// The packet rules are kept true from now on.
-fn reconcile(tasks: &mut Tasks, metrics: &Metrics, reconciler: Option<Reconciler<SelectedBackend, System>>) {
-    if let Some(mut reconciler) = reconciler {
-        tasks.spawn("redirects of the node's own requests", packet_rules::follow_foreign_redirects(metrics.clone()));
-        tasks.spawn("packet rules", async move { reconciler.reconcile().await });
+fn reconcile(tasks: &mut Tasks, metrics: &Metrics, keepers: Option<Keepers>) {
+    let Some(Keepers { mut rules, bpf }) = keepers else { return };
+    tasks.spawn("redirects of the node's own requests", packet_rules::follow_foreign_redirects(metrics.clone()));
+    tasks.spawn("packet rules", async move { rules.reconcile().await });
+    if let Some(mut bpf) = bpf {
+        tasks.spawn("BPF programs", async move { bpf.keep().await });
     }
 }
 

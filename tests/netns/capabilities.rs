@@ -11,6 +11,7 @@ use crate::bed::{Bed, METADATA};
 const NET_BIND_SERVICE: u64 = 1 << 10;
 const NET_ADMIN: u64 = 1 << 12;
 const NET_RAW: u64 = 1 << 13;
+const BPF: u64 = 1 << 39;
 
 /// Returns the fields of `/proc/PID/task/TID/status` for every thread.
 fn threads(daemon: &Daemon) -> Vec<BTreeMap<String, String>> {
@@ -43,9 +44,12 @@ fn assert_has(daemon: &Daemon, wanted: u64) {
 fn only_the_capabilities_for_rules_are_kept_and_suffice() {
     let Some(bed) = Bed::new() else { return };
     let pod = bed.pod("web", "veth");
-    let daemon = bed.start(&bed.setup_with_ip());
-    assert_has(&daemon, NET_ADMIN | NET_RAW);
-    bed.assert_served(&pod, METADATA);
+    // `auto` attaches the exit guard as well.
+    for (backend, wanted) in [("nftables", NET_ADMIN | NET_RAW), ("auto", NET_ADMIN | NET_RAW | BPF)] {
+        let daemon = bed.start(&bed.setup_with_ip().argument(format!("--redirect={backend}")));
+        assert_has(&daemon, wanted);
+        bed.assert_served(&pod, METADATA);
+    }
 }
 
 #[test]
