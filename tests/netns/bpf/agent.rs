@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto, setsockopt, sockopt};
 use rolegate_lab::load::{Connections, Load, Tally};
 use rolegate_lab::node::{Cgroup, Netns};
@@ -74,6 +75,8 @@ pub(super) struct Connecting {
 pub(super) enum By {
     /// connect(2).
     Connect,
+    /// connect(2) that does not wait for the connection.
+    Start,
     /// connect(2) with the IPv4-mapped address on a socket of both families.
     Mapped,
     /// The first write to a socket with `TCP_FASTOPEN_CONNECT`.
@@ -279,6 +282,11 @@ fn connect(connecting: &Connecting, class: u32) -> io::Result<TcpStream> {
     socket.set_write_timeout(Some(*patience))?;
     match by {
         By::Connect | By::Mapped => socket.connect(&to.into())?,
+        By::Start => {
+            socket.set_nonblocking(true)?;
+            let in_progress = |error: &io::Error| error.raw_os_error() == Some(Errno::EINPROGRESS as i32);
+            socket.connect(&to.into()).or_else(|error| if in_progress(&error) { Ok(()) } else { Err(error) })?;
+        }
         By::FastOpen => {
             setsockopt(&socket, sockopt::TcpFastOpenConnect, &true)?;
             socket.connect(&to.into())?;

@@ -195,6 +195,17 @@ impl BpfBed {
         self.start_on_node(name, role, driver)
     }
 
+    /// Adds a static pod in the node's network with a role. Its control group has another UID than its object in the API.
+    pub(super) fn static_client(&self, name: &str) -> Client {
+        const HASH: &str = "6a1f0c5e7b2d4938a0c1e2f3d4b5a697";
+        let role = format!("role-of-{name}");
+        let object = self.host_network_object(name).annotation("iam.amazonaws.com/role", &arn(&role));
+        let object = object.annotation("kubernetes.io/config.hash", HASH).annotation("kubernetes.io/config.mirror", HASH);
+        self.bed.add_role(&role);
+        self.bed.api.apply(Resource::Pods, object.annotation("kubernetes.io/config.source", "file").build());
+        self.start_in(name, role, self.groups(HASH, Driver::Cgroupfs))
+    }
+
     /// Adds a pod in the node's network without a role.
     pub(super) fn host_network_client_without_role(&self, name: &str, service_account: &str) -> Client {
         let object = self.host_network_object(name).service_account(service_account);
@@ -225,7 +236,10 @@ impl BpfBed {
     }
 
     fn start_on_node(&self, name: &str, role: String, driver: Driver) -> Client {
-        let (group_of_pod, group) = self.groups_of(name, driver);
+        self.start_in(name, role, self.groups_of(name, driver))
+    }
+
+    fn start_in(&self, name: &str, role: String, (group_of_pod, group): (Cgroup, Cgroup)) -> Client {
         let agent = Agent::start(&group, self.bed.node.ns(), CLASS_OF_PODS, &self.socket());
         Client { agent, role, group, pod: None, name: name.to_owned(), group_of_pod, next_hop: self.next_hop_of_node() }
     }
@@ -251,6 +265,11 @@ impl BpfBed {
         Agent::start(&client.group, client.pod.as_ref().map_or(self.bed.node.ns(), |pod| pod.ns()), CLASS_OF_PODS, &self.socket())
     }
 
+    /// Starts a process in the client's control group and another network.
+    pub(super) fn process_elsewhere(&self, client: &Client, ns: &Netns) -> Agent {
+        Agent::start(&client.group, ns, CLASS_OF_PODS, &self.socket())
+    }
+
     fn next_hop_of_node(&self) -> ([u8; 6], &'static str) {
         (mac(self.bed.node.imds().unwrap(), "eth0"), "imds")
     }
@@ -267,7 +286,10 @@ impl BpfBed {
     /// Creates the control groups of a pod and its container.
     fn groups_of(&self, name: &str, driver: Driver) -> (Cgroup, Cgroup) {
         let object = self.bed.api.get(Resource::Pods, Some("team-a"), name).unwrap();
-        let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
+        self.groups(object["metadata"]["uid"].as_str().unwrap(), driver)
+    }
+
+    fn groups(&self, uid: &str, driver: Driver) -> (Cgroup, Cgroup) {
         let number = self.count.replace(self.count.get() + 1);
         let container = format!("{number:064x}");
         let pod = match driver {

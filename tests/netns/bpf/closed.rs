@@ -72,10 +72,6 @@ fn a_process_of_the_node_is_untouched() {
     let process = bed.node_process();
     let _daemon = bed.start_bpf();
     for Attack { name, order, is_request } in all(&process, &uring) {
-        // It has no socket that the kernel attributes to a process: only sockets of processes of the node pass.
-        if matches!(order, Order::Frame(_)) {
-            continue;
-        }
         let before = bed.packets();
         let answer = process.ask(order);
         if is_request {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use rolegate_lab::node::{NODE_IP, NODE_IP6, PodOptions};
+use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, PodOptions};
 
 use super::agent::{Answer, By, Connecting, Order};
 use super::bed::{BpfBed, Client, Driver};
@@ -142,6 +142,43 @@ fn a_process_that_moves_to_another_pod_never_gets_that_pods_role_on_an_old_conne
     let answer = first.fetch(METADATA, By::Connect);
     bed.assert_own_role(&second, &answer, "a new connection");
     bed.assert_closed_since(before, "a process that moved");
+}
+
+/// A process of a pod may create a network of its own and give itself any address there.
+#[test]
+fn an_address_in_a_network_of_its_own_passes_a_pods_role_to_no_other_pod() {
+    let Some(bed) = BpfBed::new() else { return };
+    let (victim, attacker) = (bed.client("victim"), bed.client("attacker"));
+    let daemon = bed.start_bpf();
+    let network = Netns::new("of-the-attacker").unwrap();
+    let ip = victim.pod.as_ref().unwrap().ip;
+    network.sh(&format!("ip addr add {ip}/32 dev lo; ip route add default dev lo")).unwrap();
+    let squatter = bed.process_elsewhere(&attacker, &network);
+    let started = squatter.ask(&Order::Open(Connecting { from_port: Some(PORT), ..Connecting::new(METADATA, By::Start) })).unwrap();
+    assert!(matches!(started, Answer::Open { local } if local == SocketAddr::new(ip.into(), PORT)), "{started:?}");
+    // The attacker's connection has the addresses and ports of the victim's.
+    let answer = victim.fetch_from_port(METADATA, PORT);
+    if answer.is_ok() {
+        bed.assert_own_role(&victim, &answer, "the victim");
+    }
+    // It gets nothing in the victim's name either.
+    let direct = SocketAddr::new(NODE_IP.into(), daemon.metadata_address().port());
+    assert_direct_connection_gets_nothing(&victim, direct, By::Connect, Some(PORT));
+    drop(squatter);
+    for _ in 0..2 {
+        let answer = victim.fetch_from_port(METADATA, PORT);
+        bed.assert_own_role(&victim, &answer, "the victim afterwards");
+    }
+}
+
+#[test]
+fn a_static_pod_is_served() {
+    let Some(bed) = BpfBed::new() else { return };
+    let pod = bed.static_client("kube-controller");
+    let _daemon = bed.start_bpf();
+    for to in [METADATA, METADATA6] {
+        bed.assert_served_past_netfilter(&pod, Connecting::new(to, By::Connect));
+    }
 }
 
 /// The kubelet has started it, and the API does not know it.
