@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use rolegate_lab::imds::NODE_ROLE_NAME;
 use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, PodOptions};
 
 use super::agent::{Answer, By, Connecting, Order};
@@ -36,6 +37,17 @@ fn assert_direct_connection_gets_nothing(client: &Client, to: SocketAddr, by: By
     assert!(answer.is_err(), "{}: {to}: {answer:?}", client.role);
     client.ask(Order::Close).unwrap();
     local
+}
+
+/// Checks that the metadata service itself answers the client at both addresses.
+#[track_caller]
+fn assert_reaches_the_real_service(bed: &BpfBed, client: &Client) {
+    for to in [METADATA, METADATA6] {
+        let before = bed.packets().of_pods;
+        let answer = client.fetch(to, By::Connect);
+        assert!(matches!(&answer, Ok(Answer::Fetched { role, .. }) if role == NODE_ROLE_NAME), "{}: {answer:?}", client.role);
+        assert!(bed.packets().of_pods > before);
+    }
 }
 
 #[test]
@@ -172,10 +184,14 @@ fn an_address_in_a_network_of_its_own_passes_a_pods_role_to_no_other_pod() {
 }
 
 #[test]
-fn a_static_pod_is_served() {
+fn static_pods_are_exempt_unless_configured_otherwise() {
     let Some(bed) = BpfBed::new() else { return };
     let pod = bed.static_client("kube-controller");
-    let _daemon = bed.start_bpf();
+    let daemon = bed.start_bpf();
+    assert_reaches_the_real_service(&bed, &pod);
+    drop(daemon);
+    bed.allow_netfilter_rules();
+    let _daemon = bed.start_with(&bed.setup_bpf().argument("--host-network-exempt=team-b/other"));
     for to in [METADATA, METADATA6] {
         bed.assert_served_past_netfilter(&pod, Connecting::new(to, By::Connect));
     }
@@ -230,21 +246,13 @@ fn pods_of_the_nodes_network_keep_the_real_service_if_configured() {
     let exempt = bed.host_network_client_without_role("cni", "aws-node");
     let (served, web) = (bed.host_network_client("agent"), bed.client("web"));
     let daemon = bed.start_with(&bed.setup_bpf().argument("--host-network-exempt=team-a/aws-node"));
-    let assert_real = |client: &Client| {
-        for to in [METADATA, METADATA6] {
-            let before = bed.packets().of_pods;
-            let answer = client.fetch(to, By::Connect);
-            assert!(matches!(&answer, Ok(Answer::Fetched { role, .. }) if *role == rolegate_lab::imds::NODE_ROLE_NAME), "{answer:?}");
-            assert!(bed.packets().of_pods > before);
-        }
-    };
-    assert_real(&exempt);
+    assert_reaches_the_real_service(&bed, &exempt);
     for client in [&served, &web] {
         bed.assert_served_past_netfilter(client, Connecting::new(METADATA, By::Connect));
     }
     drop(daemon);
     bed.allow_netfilter_rules();
     let _daemon = bed.start_with(&bed.setup_bpf().argument("--host-network-pods=ignore"));
-    assert_real(&served);
+    assert_reaches_the_real_service(&bed, &served);
     bed.assert_served_past_netfilter(&web, Connecting::new(METADATA, By::Connect));
 }
