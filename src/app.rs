@@ -21,16 +21,15 @@ use crate::kubernetes::setup::is_of_service_account;
 use crate::metrics::Metrics;
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
-use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::interface_addresses;
-use crate::redirect::reconcile::Reconciler;
 use crate::self_test::{Ability, Probes, STEP};
 use crate::server::Server;
 use crate::tasks::{TaskEnded, Tasks};
 use crate::unix_socket;
 
-use self::packet_rules::PacketRules;
+use self::packet_rules::{Keepers, PacketRules};
 
+mod bpf_programs;
 pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub(crate) mod failure;
@@ -77,6 +76,9 @@ impl App {
     pub(crate) async fn bind(config: Config) -> anyhow::Result<Self> {
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
         let mut rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
+        if let Some(rules) = &mut rules {
+            rules.attach(&config.redirect, &metrics, &readiness).await?;
+        }
         let metadata = guarded(&mut rules, PodListener::find(&config.server)).await?;
         let admin = match listener::listen_for_operators(config.admin.address, config.admin.port) {
             // The daemon before has it until it ends.
@@ -226,7 +228,7 @@ async fn place(
     kube: &Client,
     probes: &Probes,
     step: ReadinessStep,
-) -> anyhow::Result<Option<Reconciler<SelectedBackend, System>>> {
+) -> anyhow::Result<Option<Keepers>> {
     let Some(rules) = rules else {
         step.done();
         return Ok(None);
@@ -251,9 +253,11 @@ async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = 
 }
 
 /// The packet rules are kept true from now on.
-fn reconcile(tasks: &mut Tasks, reconciler: Option<Reconciler<SelectedBackend, System>>) {
-    if let Some(mut reconciler) = reconciler {
-        tasks.spawn("packet rules", async move { reconciler.reconcile().await });
+fn reconcile(tasks: &mut Tasks, keepers: Option<Keepers>) {
+    let Some(Keepers { mut rules, bpf }) = keepers else { return };
+    tasks.spawn("packet rules", async move { rules.reconcile().await });
+    if let Some(mut bpf) = bpf {
+        tasks.spawn("BPF programs", async move { bpf.keep().await });
     }
 }
 

@@ -22,6 +22,8 @@ const BITS: u32 = u64::BITS;
 pub(crate) enum Need {
     /// Packet rules: NET_ADMIN, and NET_RAW because legacy iptables opens a raw socket.
     Rules,
+    /// BPF programs, which are attached again when something removes them: BPF and NET_ADMIN.
+    Bpf,
     /// The daemon's own interfaces and routes: NET_ADMIN.
     Interfaces,
     /// Listening on this port: NET_BIND_SERVICE if the port is a low one.
@@ -32,6 +34,7 @@ impl Need {
     fn capabilities(self) -> CapabilitySet {
         match self {
             Self::Rules => CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW,
+            Self::Bpf => CapabilitySet::BPF | CapabilitySet::NET_ADMIN,
             Self::Interfaces => CapabilitySet::NET_ADMIN,
             Self::Port(1..FIRST_FREE_PORT) => CapabilitySet::NET_BIND_SERVICE,
             Self::Port(_) => CapabilitySet::empty(),
@@ -74,7 +77,8 @@ pub(crate) fn keep(needs: &[Need]) {
 pub(crate) fn missing(needs: &[Need]) -> Vec<&'static str> {
     let has = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     let needed = needs.iter().fold(CapabilitySet::empty(), |all, need| all | need.capabilities()) - CapabilitySet::NET_RAW;
-    let names = [("NET_ADMIN", CapabilitySet::NET_ADMIN), ("NET_BIND_SERVICE", CapabilitySet::NET_BIND_SERVICE)];
+    let names =
+        [("NET_ADMIN", CapabilitySet::NET_ADMIN), ("BPF", CapabilitySet::BPF), ("NET_BIND_SERVICE", CapabilitySet::NET_BIND_SERVICE)];
     names.into_iter().filter(|(_, one)| (needed - has).contains(*one)).map(|(name, _)| name).collect()
 }
 
@@ -124,6 +128,7 @@ mod tests {
     #[test]
     fn a_need_maps_to_its_capabilities() {
         assert_eq!(Need::Rules.capabilities(), CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW);
+        assert_eq!(Need::Bpf.capabilities(), CapabilitySet::NET_ADMIN | CapabilitySet::BPF);
         assert_eq!(Need::Interfaces.capabilities(), CapabilitySet::NET_ADMIN);
         for (port, wanted) in [(0, CapabilitySet::empty()), (1, CapabilitySet::NET_BIND_SERVICE), (1023, CapabilitySet::NET_BIND_SERVICE)] {
             assert_eq!(Need::Port(port).capabilities(), wanted, "{port}");

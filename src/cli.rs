@@ -506,6 +506,9 @@ fn restrict(config: &Config) -> anyhow::Result<Ability> {
     if has_rules {
         needs.push(Need::Rules);
     }
+    if matches!(config.redirect.backend, RedirectBackend::Auto | RedirectBackend::Bpf) {
+        needs.push(Need::Bpf);
+    }
     if matches!(self_test, Ability::Able(_)) {
         needs.push(Need::Interfaces);
     }

@@ -58,6 +58,8 @@ pub const DEFAULT_POD_WAIT: Duration = Duration::from_secs(2);
 pub const DEFAULT_MAX_STALENESS: Duration = Duration::from_secs(900);
 /// Default of `--redirect-interval`.
 pub const DEFAULT_REDIRECT_INTERVAL: Duration = Duration::from_secs(30);
+/// Default of `--bpf-pins`.
+pub const DEFAULT_BPF_PINS: &str = "/sys/fs/bpf/rolegate";
 /// Default of `--self-test-interval`.
 pub const DEFAULT_SELF_TEST_INTERVAL: Duration = Duration::from_secs(60);
 /// Default of `--startup-grace`: longer than the probe of kube2iam's manifests lets a container live that does not answer.
@@ -412,13 +414,35 @@ pub struct RedirectConfig {
     pub interval: Duration,
     /// Whether they are removed at the daemon's orderly end.
     pub remove_on_exit: bool,
+    /// The kernel's programs beside them.
+    pub bpf: BpfConfig,
+}
+
+/// The kernel's programs beside the packet rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BpfConfig {
+    /// The directory of the control group of all pods; without it, where kubelets create it.
+    pub cgroup: Option<PathBuf>,
+    /// The directory of the pins, in a BPF file system.
+    pub pins: PathBuf,
+    /// The interfaces that get the exit guard; without any, those through which packets can leave.
+    pub interfaces: Vec<InterfaceMatch>,
+    /// Whether pods in the node's network reach the real metadata service.
+    pub pass_host_network: bool,
+}
+
+impl Default for BpfConfig {
+    fn default() -> Self {
+        Self { cgroup: None, pins: PathBuf::from(DEFAULT_BPF_PINS), interfaces: Vec::new(), pass_host_network: true }
+    }
 }
 
 impl RedirectConfig {
     /// What is used of it to place the guard alone.
     pub(crate) fn guard_alone(backend: RedirectBackend) -> Self {
         let (interfaces, host_ips) = (Vec::new(), Vec::new());
-        Self { backend, interfaces, host_ips, host_ip_hint: None, interval: DEFAULT_REDIRECT_INTERVAL, remove_on_exit: false }
+        let (interval, bpf) = (DEFAULT_REDIRECT_INTERVAL, BpfConfig::default());
+        Self { backend, interfaces, host_ips, host_ip_hint: None, interval, remove_on_exit: false, bpf }
     }
 }
 
@@ -433,6 +457,8 @@ pub enum RedirectBackend {
     Nftables,
     /// The `iptables` programs.
     Iptables,
+    /// What works here, and the kernel's programs beside it.
+    Bpf,
 }
 
 /// The test whether pods' requests arrive.

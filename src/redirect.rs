@@ -11,6 +11,7 @@ use crate::advice::{Advise, chain};
 use crate::config::InterfaceMatch;
 
 pub mod backend;
+pub mod bpf;
 pub mod changes;
 pub mod conntrack;
 pub mod iptables;

@@ -10,6 +10,7 @@ use crate::kubernetes::setup::ClientError;
 use crate::pods::watch::snapshot::SnapshotError;
 use crate::policy::patterns::Mistake;
 use crate::redirect::RedirectError;
+use crate::redirect::bpf::BpfError;
 use crate::tasks::TaskEnded;
 use crate::unix_socket::PlaceError;
 
@@ -51,7 +52,7 @@ pub(crate) fn text(failure: &anyhow::Error) -> String {
 pub(super) fn advice(failure: &anyhow::Error) -> Option<Cow<'static, str>> {
     [of::<Failure>, of::<RedirectError>, of::<AwsError>, of::<AssumeRoleError>, of::<ClientError>, of::<AskError>]
         .into_iter()
-        .chain([of::<PlaceError>, of::<Mistake>, of::<SnapshotError>, of::<TaskEnded>])
+        .chain([of::<BpfError>, of::<PlaceError>, of::<Mistake>, of::<SnapshotError>, of::<TaskEnded>])
         .find_map(|of| of(failure))
 }
 

@@ -6,12 +6,14 @@
 //! it are rejected by the guard.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tracing::{debug, error, info, warn};
 
+use super::bpf_programs;
 use super::failure::Failure;
 use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
@@ -21,6 +23,8 @@ use crate::kubernetes::own_pod::pods_with;
 use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
+use crate::redirect::bpf::keeper::Keeper;
+use crate::redirect::bpf::{Scope, remove_pins};
 use crate::redirect::legacy_rules::{self, LeftOver};
 use crate::redirect::ownership::Ownership;
 use crate::redirect::reconcile::{Like, Reconciler};
@@ -38,6 +42,14 @@ pub(super) struct PacketRules {
     turn: Option<Arc<Ownership>>,
     reconciler: Reconciler<SelectedBackend, System>,
     refuse_direct: bool,
+    bpf: Option<Keeper>,
+}
+
+/// What keeps the rules, and the kernel's programs beside them.
+#[derive(Debug)]
+pub(super) struct Keepers {
+    pub(super) rules: Reconciler<SelectedBackend, System>,
+    pub(super) bpf: Option<Keeper>,
 }
 
 /// What removes the rules at the daemon's end.
@@ -45,6 +57,8 @@ pub(super) struct PacketRules {
 pub(super) struct Leaving {
     backend: Arc<SelectedBackend>,
     turn: Option<Arc<Ownership>>,
+    /// The directory of the pins of the kernel's programs, if there are any.
+    pins: Option<PathBuf>,
 }
 
 impl PacketRules {
@@ -69,22 +83,37 @@ impl PacketRules {
             .ok()
             .map(Arc::new);
         let backend = Arc::new(SelectedBackend::choose(redirect.backend, &redirect.interfaces).await?);
-        let refuse_direct = !accept_direct;
+        // Connections that the kernel's programs redirect arrive straight at the app port. The server knows them, and closes all others.
+        let refuse_direct = !accept_direct && bpf_programs::scope(redirect.backend) != Some(Scope::All);
         let like = Like { interfaces: redirect.interfaces.clone(), refuse_direct, interval: redirect.interval };
         let system = System::open(turn.clone());
         let mut reconciler = Reconciler::new(backend.clone(), system, like, metrics.clone(), readiness.clone());
         reconciler.guard().await.context("cannot install the guard, which keeps pods from the real metadata service")?;
-        Ok(Some(Self { backend, turn, reconciler, refuse_direct }))
+        Ok(Some(Self { backend, turn, reconciler, refuse_direct, bpf: None }))
+    }
+
+    /// Attaches the kernel's programs, where they are wanted. With `--redirect=bpf`, waits until there is something to attach them to.
+    pub(super) async fn attach(&mut self, redirect: &RedirectConfig, metrics: &Metrics, readiness: &Readiness) -> anyhow::Result<()> {
+        if redirect.backend == RedirectBackend::Bpf {
+            self.reconciler.reconcile_during(Keeper::pods_exist(&redirect.bpf)).await;
+        }
+        self.attach_at_once(redirect, metrics, readiness)
+    }
+
+    /// Attaches the kernel's programs, where they are wanted.
+    pub(super) fn attach_at_once(&mut self, redirect: &RedirectConfig, metrics: &Metrics, readiness: &Readiness) -> anyhow::Result<()> {
+        self.bpf = bpf_programs::start(redirect, self.turn.clone(), metrics, readiness)?;
+        Ok(())
     }
 
     /// What removes them.
     pub(super) fn leaving(&self) -> Leaving {
-        Leaving { backend: self.backend.clone(), turn: self.turn.clone() }
+        Leaving { backend: self.backend.clone(), turn: self.turn.clone(), pins: self.bpf.as_ref().map(Keeper::pins) }
     }
 
     /// Keeps the guard until this is done.
     pub(super) async fn reconcile_during<T>(&mut self, work: impl Future<Output = T>) -> T {
-        self.reconciler.reconcile_during(work).await
+        reconcile_during(&mut self.reconciler, &mut self.bpf, work).await
     }
 
     /// Places the rules, once the node's addresses are known, and keeps the guard until then. What keeps the rules then is the
@@ -97,9 +126,9 @@ impl PacketRules {
         node: &str,
         probes: &Probes,
         step: ReadinessStep,
-    ) -> anyhow::Result<Reconciler<SelectedBackend, System>> {
+    ) -> anyhow::Result<Keepers> {
         warn_of_missing(&redirect.interfaces);
-        let found = self.reconciler.reconcile_during(addresses(redirect, bound, &kube, node)).await?;
+        let found = reconcile_during(&mut self.reconciler, &mut self.bpf, addresses(redirect, bound, &kube, node)).await?;
         if found.ipv6.is_none() {
             info!(
                 event = "ipv6-not-served",
@@ -112,6 +141,9 @@ impl PacketRules {
             ipv6: found.ipv6.map(|ip| SocketAddrV6::new(ip, bound.port(), 0, 0)),
             refuse_direct: self.refuse_direct,
         };
+        if let Some(bpf) = &mut self.bpf {
+            bpf.redirect(found.ipv4, found.ipv6, bound.port())?;
+        }
         self.reconciler.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
         probes.set_wanted(ExpectedRules { ipv4: targets.ipv4.is_some(), ipv6: targets.ipv6.is_some() });
         step.done();
@@ -123,8 +155,21 @@ impl PacketRules {
                 "removed the packet rules that rolegate had placed with another backend"
             );
         }
+        bpf_programs::remove_unwanted(redirect, self.bpf.as_ref());
         name_legacy_rules().await;
-        Ok(self.reconciler)
+        Ok(Keepers { rules: self.reconciler, bpf: self.bpf })
+    }
+}
+
+/// Does this, and keeps the rules and the kernel's programs meanwhile.
+async fn reconcile_during<T>(
+    reconciler: &mut Reconciler<SelectedBackend, System>,
+    bpf: &mut Option<Keeper>,
+    work: impl Future<Output = T>,
+) -> T {
+    match bpf {
+        Some(bpf) => reconciler.reconcile_during(bpf.keep_during(work)).await,
+        None => reconciler.reconcile_during(work).await,
     }
 }
 
@@ -168,6 +213,14 @@ impl Leaving {
                      daemon, pods' metadata requests are refused; to remove the rules, run 'rolegate redirect remove'"
                 );
             }
+        }
+        if let Some(Err(error)) = self.pins.as_deref().map(remove_pins) {
+            error!(
+                event = "bpf-programs-kept",
+                error = chain(&error),
+                advice = error.advice().as_deref(),
+                "cannot remove the BPF programs; pods' connections that they redirect are refused; run 'rolegate redirect remove'"
+            );
         }
         match self.backend.remove().await {
             Ok(removed) => {

@@ -4,6 +4,7 @@ use std::net::{SocketAddrV4, SocketAddrV6};
 
 use anyhow::bail;
 
+use super::bpf_programs;
 use super::failure::Failure;
 use super::packet_rules::{PacketRules, given_addresses};
 use crate::advice::{Advise as _, chain};
@@ -12,6 +13,8 @@ use crate::config::{RedirectBackend, RedirectConfig};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::redirect::backend::SelectedBackend;
+use crate::redirect::bpf::keeper::{Keeper, KeeperEnvironment};
+use crate::redirect::bpf::{Scope, pinned, remove_pins};
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::program::LOCK_WAIT;
 use crate::redirect::rules::{RuleSet, Targets};
@@ -33,7 +36,11 @@ pub(crate) async fn redirect(command: RedirectCommand) -> anyhow::Result<StatusR
 /// Places the guard alone, where nothing of ours guards the node yet: as the daemon does when it starts.
 pub(crate) async fn place_guard(backend: RedirectBackend) -> anyhow::Result<()> {
     let redirect = RedirectConfig::guard_alone(backend);
-    PacketRules::guard(&redirect, false, &Metrics::new(), &Readiness::default()).await.map(|_| ())
+    let (metrics, readiness) = (Metrics::new(), Readiness::default());
+    match PacketRules::guard(&redirect, false, &metrics, &readiness).await? {
+        Some(mut rules) => rules.attach_at_once(&redirect, &metrics, &readiness),
+        None => Ok(()),
+    }
 }
 
 /// What the flags say.
@@ -48,8 +55,13 @@ fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
         )
     })?;
     let ipv6 = ipv6.map(|ip| SocketAddrV6::new(ip, command.port, 0, 0));
-    let targets = Targets { ipv4: Some(SocketAddrV4::new(ipv4, command.port)), ipv6, refuse_direct: command.refuse_direct };
+    let targets = Targets { ipv4: Some(SocketAddrV4::new(ipv4, command.port)), ipv6, refuse_direct: refuses_direct(command) };
     Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
+}
+
+/// With the kernel's programs, connections that they redirect arrive straight at the app port.
+fn refuses_direct(command: &RedirectCommand) -> bool {
+    command.refuse_direct && bpf_programs::scope(command.redirect.backend) != Some(Scope::All)
 }
 
 async fn choose(command: &RedirectCommand) -> Result<SelectedBackend, RedirectError> {
@@ -89,7 +101,28 @@ async fn install(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
         }
     }
     lines.extend(backend.tidy().await.into_iter().map(|removed| format!("removed: {removed}")));
+    lines.extend(install_programs(command, &rules)?);
     Ok(lines)
+}
+
+/// Attaches the kernel's programs, where they are wanted.
+fn install_programs(command: &RedirectCommand, rules: &RuleSet) -> anyhow::Result<Vec<String>> {
+    let Some(scope) = bpf_programs::scope(command.redirect.backend) else { return Ok(Vec::new()) };
+    let environment =
+        KeeperEnvironment { interval: command.redirect.interval, turn: None, metrics: Metrics::new(), readiness: Readiness::default() };
+    let attached = Keeper::start(command.redirect.bpf.clone(), scope, environment).and_then(|mut keeper| match rules.targets {
+        Some(targets) => keeper.redirect(targets.ipv4.map(|ipv4| *ipv4.ip()), targets.ipv6.map(|ipv6| *ipv6.ip()), targets.port()),
+        None => Ok(()),
+    });
+    match attached {
+        Ok(()) => Ok(vec![match scope {
+            Scope::All => "bpf: the programs are attached".to_owned(),
+            Scope::ExitGuard => "bpf: the exit guard is attached".to_owned(),
+        }]),
+        // It is an additional lock.
+        Err(error) if scope == Scope::ExitGuard => Ok(vec![format!("bpf: no exit guard: {}", error.with_advice())]),
+        Err(error) => Err(anyhow::Error::new(error).context("installed the rules, but cannot attach the BPF programs")),
+    }
 }
 
 /// The backends that are asked for.
@@ -97,7 +130,7 @@ fn asked(command: &RedirectCommand) -> Vec<SelectedBackend> {
     let name = match command.redirect.backend {
         RedirectBackend::Nftables => "nftables",
         RedirectBackend::Iptables => "iptables",
-        RedirectBackend::Auto | RedirectBackend::None => return SelectedBackend::all().into(),
+        RedirectBackend::Auto | RedirectBackend::Bpf | RedirectBackend::None => return SelectedBackend::all().into(),
     };
     SelectedBackend::all().into_iter().filter(|backend| backend.name() == name).collect()
 }
@@ -141,12 +174,18 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
             Err(error) => failures.push(error),
         }
     }
+    let of_programs = match command.redirect.backend {
+        RedirectBackend::Auto | RedirectBackend::Bpf => remove_pins(&command.redirect.bpf.pins),
+        _ => Ok(Vec::new()),
+    };
+    let of_programs = of_programs.map(|removed| lines.extend(removed.into_iter().map(|what| format!("removed: {what}"))));
     if without_program.len() == all {
         failures.append(&mut without_program);
     }
     if !failures.is_empty() {
         bail!(Failure::of_all(&failures));
     }
+    of_programs?;
     if daemon.unwrap_or(true) {
         lines.push("a rolegate daemon runs on this node and will install its rules again".to_owned());
     }
@@ -205,6 +244,23 @@ pub(super) async fn told(command: &RedirectCommand, wanted: &RuleSet, seen: &Nod
     let nat = if seen.backend == "nftables" { nftables::OUR_NAT } else { nftables::DESTINATION_NAT };
     told.lines.extend(nftables::ahead_of(nat).await);
     told.lines.extend(missing(command));
+    if let Some(scope) = bpf_programs::scope(command.redirect.backend) {
+        let is_wanted = scope == Scope::All;
+        match pinned(&command.redirect.bpf.pins) {
+            Ok(programs) if programs.is_empty() => {
+                told.as_wanted &= !is_wanted;
+                told.lines.extend(is_wanted.then(|| "the BPF programs are not attached".to_owned()));
+            }
+            Ok(programs) => {
+                let programs: Vec<_> = programs.into_iter().collect();
+                told.lines.push(format!("BPF programs are attached: {}", programs.join(", ")));
+            }
+            Err(error) => {
+                told.as_wanted &= !is_wanted;
+                told.lines.push(format!("cannot look for BPF programs: {}", error.with_advice()));
+            }
+        }
+    }
     told
 }
 
@@ -213,7 +269,7 @@ fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleS
     if let Ok(rules) = wanted(command) {
         return rules;
     }
-    let targets = observed.as_targets(command.refuse_direct).map(|mut targets| {
+    let targets = observed.as_targets(refuses_direct(command)).map(|mut targets| {
         targets.ipv4.iter_mut().for_each(|ipv4| ipv4.set_port(command.port));
         targets.ipv6.iter_mut().for_each(|ipv6| ipv6.set_port(command.port));
         targets
@@ -224,7 +280,13 @@ fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleS
 fn render(command: &RedirectCommand) -> anyhow::Result<String> {
     let rules = wanted(command)?;
     let [backend, ..] = &asked(command)[..] else { bail!("no such backend") };
-    Ok(backend.render(&rules).trim_end().to_owned())
+    let rendered = backend.render(&rules).trim_end().to_owned();
+    Ok(match bpf_programs::scope(command.redirect.backend) {
+        Some(Scope::All) => {
+            format!("# rolegate redirect install --redirect=bpf also attaches BPF programs, which have no text\n{rendered}")
+        }
+        _ => rendered,
+    })
 }
 
 /// Patterns of interfaces that none has.

@@ -69,7 +69,7 @@ impl RedirectCommand {
             source.mistake(warning.text);
         }
         if redirect.backend == RedirectBackend::None {
-            source.mistake("--redirect=none: expected auto, nftables or iptables");
+            source.mistake("--redirect=none: expected auto, bpf, nftables or iptables");
         }
         let port = source.port("app-port", DEFAULT_APP_PORT);
         let (guard, peers, force) = (source.switch("guard"), source.switch("peers"), source.switch("force"));

@@ -30,6 +30,7 @@ impl RefusedArguments {
             Some("none") => None,
             Some("nftables") => Some(RedirectBackend::Nftables),
             Some("iptables") => Some(RedirectBackend::Iptables),
+            Some("bpf") => Some(RedirectBackend::Bpf),
             // Whatever is meant, there are to be rules.
             Some(_) => Some(RedirectBackend::Auto),
         };

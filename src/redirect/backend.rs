@@ -42,7 +42,7 @@ impl SelectedBackend {
         match wanted {
             RedirectBackend::Nftables => return Ok(nftables),
             RedirectBackend::Iptables => return Ok(iptables),
-            RedirectBackend::Auto | RedirectBackend::None => {}
+            RedirectBackend::Auto | RedirectBackend::Bpf | RedirectBackend::None => {}
         }
         let without_nftables = match nftables::try_out(&sample(interfaces)).await {
             Ok(()) => {

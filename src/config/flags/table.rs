@@ -284,7 +284,22 @@ pub(super) const REDIRECT: &[Flag] = &[
         "redirect",
         "BACKEND",
         "none",
-        "Backend of the packet rules: nftables, iptables, auto (nftables if it works, else iptables), or none",
+        "Backend of the packet rules: nftables, iptables, auto (nftables if it works, else iptables; also an exit guard of BPF where that \
+         is permitted), bpf (as auto, and BPF programs that redirect pods' connections), or none",
+    ),
+    value(
+        "bpf-cgroup",
+        "PATH",
+        "",
+        "With bpf and auto: the directory of the control group of all pods, in a cgroup2 file system; default: where kubelets create it",
+    ),
+    value("bpf-pins", "PATH", "/sys/fs/bpf/rolegate", "With bpf and auto: the directory of the pins that keep the BPF programs attached"),
+    list(
+        "bpf-interfaces",
+        "NAME",
+        "",
+        "With bpf and auto: interfaces that get the exit guard: a list, NAME+ for a prefix; default: those with a route to the metadata \
+         addresses, and all that are not virtual",
     ),
     value(
         "redirect-interval",

@@ -1,13 +1,14 @@
 //! Reads the packet rules and the self-test.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::own_pod::host_ip;
 use crate::config::source::SettingSource;
 use crate::config::{
-    DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, InterfaceMatch, RedirectBackend, RedirectConfig, SelfTestConfig, SelfTestMode,
-    is_no_target,
+    BpfConfig, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, InterfaceMatch, RedirectBackend, RedirectConfig, SelfTestConfig,
+    SelfTestMode, is_no_target,
 };
 
 /// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
@@ -22,6 +23,7 @@ pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: Redir
         ("auto", RedirectBackend::Auto),
         ("nftables", RedirectBackend::Nftables),
         ("iptables", RedirectBackend::Iptables),
+        ("bpf", RedirectBackend::Bpf),
         ("none", RedirectBackend::None),
     ];
     let backend = source.choice("redirect", &backends, by_switch);
@@ -57,7 +59,30 @@ pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: Redir
     if [IpAddr::is_ipv4, IpAddr::is_ipv6].iter().any(|family| host_ips.iter().filter(|ip| family(ip)).count() > 1) {
         source.mistake("--host-ip: expected at most one IPv4 and one IPv6 address");
     }
-    RedirectConfig { backend, interfaces, host_ips, host_ip_hint: host_ip(source), interval, remove_on_exit }
+    let bpf = bpf(source);
+    RedirectConfig { backend, interfaces, host_ips, host_ip_hint: host_ip(source), interval, remove_on_exit, bpf }
+}
+
+/// Reads the kernel's programs.
+fn bpf(source: &mut SettingSource<'_>) -> BpfConfig {
+    let default = BpfConfig::default();
+    let mut path = |name: &str| {
+        let path = source.text(name).map(PathBuf::from)?;
+        if !path.is_absolute() {
+            source.mistake(format!("--{name}={}: expected an absolute path", path.display()));
+        }
+        Some(path)
+    };
+    let (cgroup, pins) = (path("bpf-cgroup"), path("bpf-pins").unwrap_or(default.pins));
+    let mut interfaces = Vec::new();
+    for (place, item) in source.list("bpf-interfaces") {
+        match interface(&item) {
+            Ok(interface) if interface.negated => source.mistake(format!("{place}={item:?}: expected the name of an interface, without !")),
+            Ok(interface) => interfaces.push(interface),
+            Err(expected) => source.mistake(format!("{place}={item:?}: {expected}")),
+        }
+    }
+    BpfConfig { cgroup, pins, interfaces, pass_host_network: default.pass_host_network }
 }
 
 pub(in crate::config) fn self_test(source: &mut SettingSource<'_>) -> SelfTestConfig {

@@ -1,0 +1,329 @@
+//! Loads the programs, attaches them, and keeps them attached by pins.
+//!
+//! A program of this daemon is attached beside the one of the former daemon, and pinned under a name of its own. Renaming that pin over
+//! the former one removes the former program. There is no moment without a program, and programs that run twice give the same result.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{HashMap, Map, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{TcAttachOptions, TcAttachType};
+use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, LinkOrder, Program};
+use aya::{Ebpf, EbpfLoader};
+
+use super::cgroups::PodsCgroup;
+use super::error::BpfError;
+use super::fdinfo::{self, AttachedLink};
+use super::layout::{CONFIG, CONNECTION, ProgramConfig, RECORD};
+use super::mounts::{containing, parse};
+use super::records::{Exemptions, Records};
+
+/// The compiled programs. `scripts/build-bpf` makes them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("programs.o");
+/// The directory of this version's pins. It changes with the maps, so that a daemon never uses maps that mean something else.
+const LAYOUT: &str = "v1";
+/// The maps, with the sizes of their keys and values.
+const MAPS: [(&str, u32, u32); 5] =
+    [("config", 4, CONFIG as u32), ("exempt", 8, 4), ("marks", 4, 32), ("connections", CONNECTION as u32, RECORD as u32), ("open", 8, 4)];
+/// The programs on the pods' control group, in the order in which they are attached: connections must be recorded before any is
+/// redirected, and sockets marked before packets are judged by that.
+const OF_PODS: [&str; 7] = ["mark_socket", "record_connection", "getpeername4", "getpeername6", "connect4", "connect6", "drop_egress"];
+/// The one of them that the exit guard needs.
+const MARK_SOCKET: &str = "mark_socket";
+/// The program on interfaces.
+const EXIT_GUARD: &str = "exit_guard";
+/// What the names of links' pins begin with.
+const LINK: &str = "link-";
+/// What the name of a pin begins with that is about to replace another one. (The kernel allows no dots in these names.)
+const NEXT: &str = "next-";
+/// The key of the only entry of the map `config`.
+const KEY: u32 = 0;
+
+/// Which programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The exit guard alone, for `--redirect=auto`.
+    ExitGuard,
+    /// All of them.
+    All,
+}
+
+/// The programs, loaded into the kernel.
+#[derive(Debug)]
+pub(super) struct Programs {
+    directory: PathBuf,
+    ebpf: Ebpf,
+    config: HashMap<MapData, u32, [u8; CONFIG]>,
+    /// The kernel's numbers of the programs.
+    numbers: BTreeMap<&'static str, u32>,
+}
+
+impl Programs {
+    /// Loads the programs, with the maps that are pinned already. Attaches nothing.
+    pub(super) fn load(pins: &Path) -> Result<(Self, Records, Exemptions), BpfError> {
+        let directory = pins.join(LAYOUT);
+        prepare(pins, &directory)?;
+        let mut loader = EbpfLoader::new();
+        // The programs use nothing of the kernel's own types.
+        let loaded = loader.btf(None).default_map_pin_directory(&directory).load(OBJECT);
+        let mut ebpf = loaded.map_err(|error| BpfError::kernel("create the maps of the BPF programs", error))?;
+        let mut numbers = BTreeMap::new();
+        for name in OF_PODS.into_iter().chain([EXIT_GUARD]) {
+            numbers.insert(name, load(&mut ebpf, name)?);
+        }
+        let config = map(&mut ebpf, "config")?;
+        let records = Records::new(map(&mut ebpf, "connections")?);
+        let exemptions = Exemptions::new(map(&mut ebpf, "exempt")?);
+        Ok((Self { directory, ebpf, config, numbers }, records, exemptions))
+    }
+
+    /// Returns the configuration of the programs; `None` while there is none, and everything is denied.
+    pub(super) fn config(&self) -> Option<ProgramConfig> {
+        self.config.get(&KEY, 0).ok().as_ref().map(ProgramConfig::decode)
+    }
+
+    /// Replaces the configuration in one step.
+    pub(super) fn configure(&mut self, config: &ProgramConfig) -> Result<(), BpfError> {
+        self.config.insert(KEY, config.encode(), 0).map_err(|error| BpfError::kernel("configure the BPF programs", error))
+    }
+
+    /// Attaches what is missing, and returns what was: the programs of this scope on the pods' control group, and the exit guard on these
+    /// interfaces. A thorough look also finds links whose pins are there, and which were detached; it reads about every open file.
+    pub(super) fn attach(
+        &mut self,
+        scope: Scope,
+        pods: &PodsCgroup,
+        uplinks: &BTreeMap<u32, String>,
+        is_thorough: bool,
+    ) -> Result<Vec<String>, BpfError> {
+        let links = self.links(is_thorough)?;
+        let mut attached = Vec::new();
+        let of_pods: &[&'static str] = match scope {
+            Scope::All => &OF_PODS,
+            Scope::ExitGuard => &[MARK_SOCKET],
+        };
+        let missing: Vec<_> = of_pods.iter().filter(|name| !self.is_attached(&links, name, &format!("{LINK}{name}"), pods.id.0)).collect();
+        if !missing.is_empty() {
+            let cgroup = File::open(&pods.path).map_err(|source| BpfError::Cgroups { path: pods.path.clone(), source })?;
+            for name in missing {
+                let link = self.attach_to_cgroup(name, &cgroup)?;
+                self.pin(link, &format!("{LINK}{name}"))?;
+                attached.push((*name).to_owned());
+            }
+        }
+        for (index, interface) in uplinks {
+            let pin = guard_pin(*index);
+            if !self.is_attached(&links, EXIT_GUARD, &pin, u64::from(*index)) {
+                let link = self.attach_to_interface(interface)?;
+                self.pin(link, &pin)?;
+                attached.push(format!("{EXIT_GUARD} on {interface}"));
+            }
+        }
+        Ok(attached)
+    }
+
+    /// Removes the programs that are not of this scope, and the pins of interfaces that are gone.
+    pub(super) fn tidy(&self, scope: Scope, existing: &BTreeSet<u32>) -> Result<Vec<String>, BpfError> {
+        let is_wanted = |name: &str| match name.strip_prefix(LINK) {
+            Some(program) => match program.strip_prefix(&format!("{EXIT_GUARD}-")) {
+                Some(index) => index.parse().is_ok_and(|index| existing.contains(&index)),
+                None => scope == Scope::All || program == MARK_SOCKET,
+            },
+            None => true,
+        };
+        let mut removed = Vec::new();
+        for name in self.names()?.into_iter().filter(|name| !is_wanted(name)) {
+            let path = self.directory.join(&name);
+            fs::remove_file(&path).map_err(|source| BpfError::Pins { path, source })?;
+            removed.push(name);
+        }
+        Ok(removed)
+    }
+
+    fn is_attached(&self, links: &BTreeMap<String, AttachedLink>, program: &str, pin: &str, target: u64) -> bool {
+        let is_ours = |link: &AttachedLink| self.numbers.get(program) == Some(&link.program);
+        links.get(pin).is_some_and(|link| is_ours(link) && link.target.is_none_or(|of_link| of_link == target))
+    }
+
+    /// Returns the pinned links, by the names of their pins.
+    fn links(&self, is_thorough: bool) -> Result<BTreeMap<String, AttachedLink>, BpfError> {
+        let names = self.names()?.into_iter().filter(|name| name.starts_with(LINK));
+        let open = |name: String| Some((name.clone(), PinnedLink::from_pin(self.directory.join(&name)).ok()?));
+        // They are open until the kernel has described them.
+        let open: Vec<_> = names.filter_map(open).map(|(name, link)| (name, FdLink::from(link))).collect();
+        let described = match is_thorough {
+            true => Some(fdinfo::links().map_err(|source| BpfError::Pins { path: fdinfo::DIRECTORY.into(), source })?),
+            false => None,
+        };
+        let found = |(name, link): &(String, FdLink)| {
+            let info = link.info().ok()?;
+            let link = match &described {
+                Some(described) => *described.get(&info.id())?,
+                None => AttachedLink { program: info.program_id(), target: None },
+            };
+            Some((name.clone(), link))
+        };
+        Ok(open.iter().filter_map(found).collect())
+    }
+
+    fn names(&self) -> Result<Vec<String>, BpfError> {
+        names(&self.directory).map_err(|source| BpfError::Pins { path: self.directory.clone(), source })
+    }
+
+    fn attach_to_cgroup(&mut self, name: &str, cgroup: &File) -> Result<FdLink, BpfError> {
+        let what = || format!("attach the BPF program {name} to the pods' control group");
+        let mode = CgroupAttachMode::AllowMultiple;
+        // Each arm is of another type.
+        macro_rules! attach {
+            ($program:ident, $($argument:expr),*) => {{
+                let id = $program.attach(cgroup, $($argument),*).map_err(|error| BpfError::kernel(what(), error))?;
+                $program.take_link(id).map_err(|error| BpfError::kernel(what(), error))?.try_into()
+            }};
+        }
+        let link: Result<FdLink, _> = match program(&mut self.ebpf, name)? {
+            Program::CgroupSock(program) => attach!(program, mode),
+            Program::CgroupSockAddr(program) => attach!(program, mode),
+            Program::SockOps(program) => attach!(program, mode),
+            Program::CgroupSkb(program) => attach!(program, CgroupSkbAttachType::Egress, mode),
+            _ => return Err(unknown(name)),
+        };
+        link.map_err(|error| BpfError::kernel(what(), error))
+    }
+
+    fn attach_to_interface(&mut self, interface: &str) -> Result<FdLink, BpfError> {
+        let what = || format!("attach the BPF program {EXIT_GUARD} to the interface {interface}");
+        let Program::SchedClassifier(guard) = program(&mut self.ebpf, EXIT_GUARD)? else { return Err(unknown(EXIT_GUARD)) };
+        // Programs behind it do not see what it drops, and one ahead of it could send a packet on.
+        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = guard.attach_with_options(interface, TcAttachType::Egress, first).map_err(|error| BpfError::kernel(what(), error))?;
+        let link = guard.take_link(id).map_err(|error| BpfError::kernel(what(), error))?;
+        FdLink::try_from(link).map_err(|error| BpfError::kernel(what(), error))
+    }
+
+    /// Pins a link in place of the former one with this name, which ends.
+    fn pin(&self, link: FdLink, name: &str) -> Result<(), BpfError> {
+        let (next, path) = (self.directory.join(format!("{NEXT}{name}")), self.directory.join(name));
+        removed(fs::remove_file(&next)).map_err(|source| BpfError::Pins { path: next.clone(), source })?;
+        link.pin(&next).map_err(|error| BpfError::kernel(format!("pin {}", next.display()), error))?;
+        fs::rename(&next, &path).map_err(|source| BpfError::Pins { path, source })
+    }
+}
+
+/// Removes all pins of rolegate, of every version, and describes what was removed. The programs are detached with them.
+///
+/// # Errors
+/// If a pin cannot be removed.
+pub fn remove_pins(pins: &Path) -> Result<Vec<String>, BpfError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| BpfError::Pins { path, source }
+    };
+    let mut removed = Vec::new();
+    for version in names(pins).map_err(failed(pins))? {
+        let directory = pins.join(version);
+        let mut all = names(&directory).map_err(failed(&directory))?;
+        // Pods must not be redirected to a daemon that is not told who they are, so connections are no longer redirected first.
+        all.sort_by_key(|name| (!name.contains("connect"), !name.starts_with(LINK)));
+        for name in all {
+            let path = directory.join(&name);
+            fs::remove_file(&path).map_err(failed(&path))?;
+            removed.extend(name.strip_prefix(LINK).map(|program| format!("the BPF program {program}")));
+        }
+        fs::remove_dir(&directory).map_err(failed(&directory))?;
+    }
+    self::removed(fs::remove_dir(pins)).map_err(failed(pins))?;
+    Ok(removed)
+}
+
+/// Returns the names of the programs that are pinned, of any version.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn pinned(pins: &Path) -> Result<BTreeSet<String>, BpfError> {
+    let failed = |source| BpfError::Pins { path: pins.to_owned(), source };
+    let mut found = BTreeSet::new();
+    for version in names(pins).map_err(failed)? {
+        let all = names(&pins.join(version)).map_err(failed)?;
+        found.extend(all.iter().filter_map(|name| name.strip_prefix(LINK)).map(str::to_owned));
+    }
+    Ok(found)
+}
+
+/// Creates the directory of the pins, and removes pins of maps that are not like ours.
+fn prepare(pins: &Path, directory: &Path) -> Result<(), BpfError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| BpfError::Pins { path, source }
+    };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map(|text| parse(&text)).map_err(failed(pins))?;
+    if containing(&mounts, pins).is_none_or(|mount| mount.kind != "bpf") {
+        return Err(BpfError::NotBpfFileSystem { path: pins.to_owned() });
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed(directory))?;
+    for (name, key, value) in MAPS {
+        let path = directory.join(name);
+        let is_ours = || {
+            let info = MapData::from_pin(&path).ok()?.info().ok()?;
+            Some((info.key_size(), info.value_size()) == (key, value))
+        };
+        if path.exists() && is_ours() == Some(false) {
+            fs::remove_file(&path).map_err(failed(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Loads a program, and returns its number.
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<u32, BpfError> {
+    let what = || format!("load the BPF program {name}");
+    let program = program(ebpf, name)?;
+    match program {
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(unknown(name)),
+    }
+    .map_err(|error| BpfError::kernel(what(), error))?;
+    program.info().map(|info| info.id()).map_err(|error| BpfError::kernel(what(), error))
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, BpfError> {
+    ebpf.program_mut(name).ok_or_else(|| unknown(name))
+}
+
+fn map<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &str) -> Result<HashMap<MapData, K, V>, BpfError> {
+    let map: Map = ebpf.take_map(name).ok_or_else(|| unknown(name))?;
+    HashMap::try_from(map).map_err(|error| BpfError::kernel(format!("use the BPF map {name}"), error))
+}
+
+fn unknown(name: &str) -> BpfError {
+    BpfError::Kernel { what: format!("find {name} in the compiled BPF programs"), source: "the build is wrong".into() }
+}
+
+fn guard_pin(interface: u32) -> String {
+    format!("{LINK}{EXIT_GUARD}-{interface}")
+}
+
+/// Returns the names in a directory; none if it does not exist.
+fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// What does not exist needs not be removed.
+fn removed(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,367 @@
+//! Keeps the programs attached and configured, on the pods' control group and on the node's interfaces.
+//!
+//! Like the packet rules, they are compared on an interval, and soon after interfaces or routes have changed. The daemon that was started
+//! last owns them, as it owns the packet rules; an earlier one takes them over again when that has ended.
+
+use std::future::Future;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use super::attach::{Programs, Scope};
+use super::cgroups::PodsCgroup;
+use super::error::BpfError;
+use super::host_network;
+use super::layout::{BpfTargets, ProgramConfig};
+use super::records::{Exemptions, Records};
+use super::uplinks::NodeInterfaces;
+use crate::advice::{Advise as _, chain};
+use crate::config::BpfConfig;
+use crate::metrics::Metrics;
+use crate::netlink::Notifications;
+use crate::readiness::{Readiness, ReadinessStep};
+use crate::redirect::ownership::Ownership;
+
+/// How often the pods' control group is looked for while it does not exist.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long notifications are gathered before interfaces are read.
+const GATHER: Duration = Duration::from_millis(20);
+/// The name of the readiness step that is pending while the programs are wrong.
+const STEP: &str = "the repair of the BPF programs";
+/// RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_ROUTE, each as a bit.
+const GROUPS: u32 = 1 | 1 << 6 | 1 << 10;
+/// The size of the queue of notifications, in bytes. Their content is not needed.
+const QUEUE: usize = 64 * 1024;
+
+/// What the keeper needs besides the programs.
+#[derive(Debug)]
+pub struct KeeperEnvironment {
+    /// How often the programs are compared.
+    pub interval: Duration,
+    /// Which daemon owns them.
+    pub turn: Option<Arc<Ownership>>,
+    /// Where repairs are counted.
+    pub metrics: Metrics,
+    /// What is not done while they are wrong.
+    pub readiness: Readiness,
+}
+
+/// Keeps the programs.
+#[derive(Debug)]
+pub struct Keeper {
+    settings: BpfConfig,
+    scope: Scope,
+    environment: KeeperEnvironment,
+    programs: Programs,
+    records: Records,
+    exemptions: Exemptions,
+    pods: PodsCgroup,
+    host_network: u64,
+    /// Where connections are redirected, once this daemon knows it. Before, those of the daemon before stay.
+    targets: Option<BpfTargets>,
+    changes: Option<Changes>,
+    /// The interfaces that were there when the programs were compared last.
+    interfaces: NodeInterfaces,
+    /// Held while the programs are wrong.
+    waiting: Option<ReadinessStep>,
+    /// The failure that was logged last.
+    failure: Option<String>,
+}
+
+impl Keeper {
+    /// Loads and attaches the programs. Until [`redirect`](Self::redirect), connections to the metadata address are denied, or redirected
+    /// as the daemon before has configured it.
+    ///
+    /// # Errors
+    /// If the pods' control group does not exist, or the programs cannot be loaded or attached.
+    pub fn start(settings: BpfConfig, scope: Scope, environment: KeeperEnvironment) -> Result<Self, BpfError> {
+        let pods = PodsCgroup::find(settings.cgroup.as_deref())?;
+        let (programs, records, exemptions) = Programs::load(&settings.pins)?;
+        let host_network = host_network::cookie().unwrap_or_else(|error| {
+            debug!(error = chain(&error), "assuming that the network of this process is the initial one");
+            0
+        });
+        let changes = Changes::open()
+            .inspect_err(|error| {
+                warn!(
+                    event = "interface-notifications-unavailable", %error,
+                    "cannot subscribe to changes of interfaces and routes; checking for new ones at each --redirect-interval only"
+                )
+            })
+            .ok();
+        let mut keeper = Self {
+            settings,
+            scope,
+            environment,
+            programs,
+            records,
+            exemptions,
+            pods,
+            host_network,
+            targets: None,
+            changes,
+            interfaces: NodeInterfaces::default(),
+            waiting: None,
+            failure: None,
+        };
+        keeper.exempt_own()?;
+        let attached = keeper.settle(true)?;
+        info!(
+            event = "bpf-programs-attached",
+            cgroup = %keeper.pods.path.display(),
+            attached = attached.join(", "),
+            "attached the BPF programs; pods cannot reach the real metadata service, whatever the network plugin does with their packets"
+        );
+        Ok(keeper)
+    }
+
+    /// Waits until the control group of all pods exists, and returns at once if something else is wrong.
+    pub async fn pods_exist(settings: &BpfConfig) {
+        let mut is_news = true;
+        while let Err(error @ BpfError::NoPodsCgroup) = PodsCgroup::find(settings.cgroup.as_deref()) {
+            if std::mem::take(&mut is_news) {
+                warn!(
+                    event = "pods-cgroup-missing",
+                    advice = error.advice().as_deref(),
+                    "the pods' control group does not exist yet; waiting for the kubelet to create it, and attaching the BPF programs then"
+                );
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Returns the kernel's records of redirected connections.
+    pub fn records(&self) -> Records {
+        self.records.clone()
+    }
+
+    /// Returns the pods that may use the real metadata service.
+    pub fn exemptions(&self) -> Exemptions {
+        self.exemptions.clone()
+    }
+
+    /// Returns the directory of the pods' control group.
+    pub fn pods_cgroup(&self) -> PathBuf {
+        self.pods.path.clone()
+    }
+
+    /// Returns the directory of the pins.
+    pub fn pins(&self) -> PathBuf {
+        self.settings.pins.clone()
+    }
+
+    /// Redirects connections to these addresses of the daemon, and removes what an earlier daemon has attached besides.
+    ///
+    /// # Errors
+    /// If the programs cannot be configured.
+    pub fn redirect(&mut self, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>, port: u16) -> Result<(), BpfError> {
+        self.targets = Some(BpfTargets { ipv4, ipv6, port });
+        self.settle(true)?;
+        self.tidy()
+    }
+
+    /// Keeps the programs forever.
+    pub async fn keep(&mut self) {
+        loop {
+            let is_thorough = self.wait().await;
+            self.check(is_thorough);
+        }
+    }
+
+    /// Keeps the programs until `work` is done.
+    pub async fn keep_during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let is_thorough = tokio::select! {
+                biased;
+                done = &mut work => return done,
+                is_thorough = self.wait() => is_thorough,
+            };
+            self.check(is_thorough);
+        }
+    }
+
+    /// Waits until the next comparison is due, and returns whether it is a thorough one: not after each change of a route.
+    async fn wait(&mut self) -> bool {
+        let interval = sleep(self.environment.interval);
+        let changes = &mut self.changes;
+        let changed = async {
+            if let Some(open) = changes {
+                match open.changed().await {
+                    Ok(()) => return sleep(GATHER).await,
+                    Err(error) => {
+                        warn!(
+                            event = "interface-notifications-unavailable", %error,
+                            "the subscription to changes of interfaces and routes failed; checking for new ones at each --redirect-interval \
+                             only"
+                        );
+                        *changes = None;
+                    }
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = interval => true,
+            () = changed => false,
+        }
+    }
+
+    /// Compares the programs once, and repairs them.
+    fn check(&mut self, is_thorough: bool) {
+        let is_succeeded = self.environment.turn.as_ref().is_some_and(|turn| turn.is_succeeded().unwrap_or(false));
+        if is_succeeded {
+            return self.is_right();
+        }
+        match self.settle(is_thorough).and_then(|attached| self.tidy().map(|()| attached)) {
+            Ok(attached) if attached.is_empty() => self.is_right(),
+            Ok(attached) => {
+                let attached = attached.join(", ");
+                self.environment.metrics.redirect_repaired(true);
+                warn!(
+                    event = "bpf-programs-repaired",
+                    attached,
+                    "attached or configured BPF programs again; this is normal for a new interface and after the end of another daemon; \
+                     otherwise find the program that removes them"
+                );
+                self.is_right();
+            }
+            Err(error) => self.is_wrong(&error),
+        }
+    }
+
+    fn is_right(&mut self) {
+        if self.failure.take().is_some() {
+            info!(event = "bpf-programs-correct-again", "the BPF programs are attached again");
+        }
+        if let Some(waiting) = self.waiting.take() {
+            waiting.done();
+        }
+    }
+
+    fn is_wrong(&mut self, error: &BpfError) {
+        self.environment.metrics.redirect_repaired(false);
+        let text = chain(error);
+        if self.failure.as_ref() != Some(&text) {
+            warn!(
+                event = "bpf-programs-repair-failed",
+                error = text,
+                advice = error.advice().as_deref(),
+                "cannot attach the BPF programs again; not ready, retrying; pods may reach the real metadata service"
+            );
+            self.failure = Some(text);
+        }
+        if self.waiting.is_none() {
+            self.waiting = Some(self.environment.readiness.step(STEP));
+        }
+    }
+
+    /// Attaches and configures what is not as wanted, and returns what that was.
+    fn settle(&mut self, is_thorough: bool) -> Result<Vec<String>, BpfError> {
+        if !self.pods.is_there() {
+            self.pods = PodsCgroup::find(self.settings.cgroup.as_deref())?;
+            self.exempt_own()?;
+        }
+        let mut changed = Vec::new();
+        let former = self.programs.config();
+        let config = self.config(former.as_ref());
+        if former != Some(config) {
+            self.programs.configure(&config)?;
+            changed.push("the configuration".to_owned());
+        }
+        let interfaces =
+            NodeInterfaces::read(&self.settings.interfaces).map_err(|error| BpfError::kernel("read the interfaces of this node", error))?;
+        let is_thorough = is_thorough || interfaces.uplinks != self.interfaces.uplinks;
+        self.interfaces = interfaces;
+        changed.extend(self.programs.attach(self.scope, &self.pods, &self.interfaces.uplinks, is_thorough)?);
+        Ok(changed)
+    }
+
+    /// Exempts the daemon's own pod, if it is in one.
+    fn exempt_own(&self) -> Result<(), BpfError> {
+        self.pods.own_pod().map_or(Ok(()), |own| self.exemptions.exempt_own(own))
+    }
+
+    fn config(&self, former: Option<&ProgramConfig>) -> ProgramConfig {
+        let targets = match self.scope {
+            Scope::All => self.targets.or_else(|| former?.targets),
+            Scope::ExitGuard => None,
+        };
+        ProgramConfig {
+            pods: self.pods.id.0,
+            host_network: self.host_network,
+            level: self.pods.level,
+            // The exit guard alone identifies nobody.
+            pass_host_network: self.settings.pass_host_network || self.scope == Scope::ExitGuard,
+            targets,
+        }
+    }
+
+    /// Removes what is attached besides. Before this daemon redirects, the one before may need it.
+    fn tidy(&self) -> Result<(), BpfError> {
+        if self.targets.is_none() {
+            return Ok(());
+        }
+        let removed = self.programs.tidy(self.scope, &self.interfaces.all)?;
+        if !removed.is_empty() {
+            debug!(removed = removed.join(", "), "removed pins of BPF programs that are not needed");
+        }
+        Ok(())
+    }
+}
+
+/// A subscription to changes of interfaces and routes.
+#[derive(Debug)]
+struct Changes {
+    notifications: AsyncFd<Registered>,
+}
+
+/// Keeps the descriptor open for as long as it is registered with the runtime.
+#[derive(Debug)]
+struct Registered(Notifications);
+
+impl AsRawFd for Registered {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Changes {
+    fn open() -> io::Result<Self> {
+        let registered = Registered(Notifications::open(GROUPS, QUEUE)?);
+        // The replacement is unsafe because some types close their descriptor too early; this one keeps it open.
+        #[allow(deprecated, reason = "the descriptor stays open until it is dropped, which is after its registration ends")]
+        let notifications = AsyncFd::with_interest(registered, Interest::READABLE)?;
+        Ok(Self { notifications })
+    }
+
+    /// Returns when something has changed since the last return. Cancel safe.
+    async fn changed(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 64];
+        loop {
+            let mut ready = self.notifications.readable().await?;
+            let mut changed = false;
+            loop {
+                match ready.get_inner().0.next(&mut buffer) {
+                    Ok(Some(_)) => changed = true,
+                    Ok(None) => break,
+                    // Some were lost, so something has changed.
+                    Err(_) if !changed => changed = true,
+                    Err(error) => return Err(error),
+                }
+            }
+            ready.clear_ready();
+            if changed {
+                return Ok(());
+            }
+        }
+    }
+}
