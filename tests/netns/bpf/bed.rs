@@ -32,6 +32,7 @@ pub(super) struct BpfBed {
     programs: TempDir,
     files: TempDir,
     bed: Bed,
+    driver: Driver,
     count: std::cell::Cell<u32>,
 }
 
@@ -58,8 +59,8 @@ pub(super) struct Packets {
     pub(super) of_node_processes: u64,
 }
 
-/// The names of control groups, which depend on the kubelet's driver.
-#[derive(Clone, Copy, Debug)]
+/// The kubelet's driver, on which the names of control groups depend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Driver {
     Cgroupfs,
     Systemd,
@@ -76,19 +77,31 @@ impl Deref for BpfBed {
 impl BpfBed {
     /// Creates a bed. Returns `None` and reports why if this machine cannot have one.
     pub(super) fn new() -> Option<BpfBed> {
+        BpfBed::with_driver(Driver::Cgroupfs)
+    }
+
+    /// Creates a bed with control groups as this driver creates them.
+    pub(super) fn with_driver(driver: Driver) -> Option<BpfBed> {
         if !programs_or_skip(&PROGRAMS) || !bpf_or_skip() {
             return None;
         }
         let bed = Bed::new()?;
         let cgroups = Cgroups::new().unwrap();
-        cgroups.group("kubepods").unwrap();
         let programs = tempfile::tempdir().unwrap();
         symlink(find_program("nft").unwrap(), programs.path().join("nft")).unwrap();
         // Clients send their first bytes in the first segment, and the metadata service accepts them.
         for ns in [bed.node.ns(), bed.node.imds().unwrap()] {
             ns.sh("echo 0x607 >/proc/sys/net/ipv4/tcp_fastopen").unwrap();
         }
-        let bed = BpfBed { cgroups, mount: BpfMount::new().unwrap(), programs, files: tempfile::tempdir().unwrap(), bed, count: 0.into() };
+        let bed = BpfBed {
+            cgroups,
+            mount: BpfMount::new().unwrap(),
+            programs,
+            files: tempfile::tempdir().unwrap(),
+            bed,
+            driver,
+            count: 0.into(),
+        };
         bed.count_packets();
         Some(bed)
     }
@@ -100,12 +113,16 @@ impl BpfBed {
 
     /// Returns the control group of all pods.
     pub(super) fn kubepods(&self) -> Cgroup {
-        self.cgroups.group("kubepods").unwrap()
+        let name = match self.driver {
+            Driver::Cgroupfs => "kubepods",
+            Driver::Systemd => "kubepods.slice",
+        };
+        self.cgroups.group(name).unwrap()
     }
 
     /// Returns the set-up of a daemon in a pod of its own in the node's network.
     pub(super) fn setup_bpf(&self) -> Setup {
-        let group = self.cgroups.group("kubepods/besteffort/podd1e1c0de-0000-4000-8000-000000000001/rolegate").unwrap();
+        let (_, group) = self.groups("d1e1c0de-0000-4000-8000-000000000001");
         let words = self.mount.words().into_iter().chain(group.words());
         self.setup_nftables()
             .argument("--redirect=bpf")
@@ -167,32 +184,27 @@ impl BpfBed {
 
     /// Adds a pod with a network of its own and a role.
     pub(super) fn client(&self, name: &str) -> Client {
-        self.client_with(name, Driver::Cgroupfs, PodOptions::default())
+        self.client_with(name, PodOptions::default())
     }
 
     /// Adds a pod with these options.
-    pub(super) fn client_with(&self, name: &str, driver: Driver, options: PodOptions<'_>) -> Client {
+    pub(super) fn client_with(&self, name: &str, options: PodOptions<'_>) -> Client {
         let pod = self.bed.pod_with(PodOptions { name, ..options });
         pod.sh("echo 0x5 >/proc/sys/net/ipv4/tcp_fastopen").unwrap();
         self.bed.node.bypass_netfilter(&pod).unwrap();
         let next_hop = (mac(self.bed.node.ns(), pod.host_interface()), "eth0");
-        let (group_of_pod, group) = self.groups_of(name, driver);
+        let (group_of_pod, group) = self.groups_of(name);
         let agent = Agent::start(&group, &pod, CLASS_OF_PODS, &self.socket());
         Client { agent, role: pod.role().to_owned(), group, pod: Some(pod), name: name.to_owned(), group_of_pod, next_hop }
     }
 
     /// Adds a pod in the node's network with a role.
     pub(super) fn host_network_client(&self, name: &str) -> Client {
-        self.host_network_client_with(name, Driver::Cgroupfs)
-    }
-
-    /// Adds a pod in the node's network whose control groups have the names of this driver.
-    pub(super) fn host_network_client_with(&self, name: &str, driver: Driver) -> Client {
         let role = format!("role-of-{name}");
         let object = self.host_network_object(name).annotation("iam.amazonaws.com/role", &arn(&role));
         self.bed.add_role(&role);
         self.bed.api.apply(Resource::Pods, object.build());
-        self.start_on_node(name, role, driver)
+        self.start_on_node(name, role)
     }
 
     /// Adds a static pod in the node's network with a role. Its control group has another UID than its object in the API.
@@ -203,14 +215,14 @@ impl BpfBed {
         let object = object.annotation("kubernetes.io/config.hash", HASH).annotation("kubernetes.io/config.mirror", HASH);
         self.bed.add_role(&role);
         self.bed.api.apply(Resource::Pods, object.annotation("kubernetes.io/config.source", "file").build());
-        self.start_in(name, role, self.groups(HASH, Driver::Cgroupfs))
+        self.start_in(name, role, self.groups(HASH))
     }
 
     /// Adds a pod in the node's network without a role.
     pub(super) fn host_network_client_without_role(&self, name: &str, service_account: &str) -> Client {
         let object = self.host_network_object(name).service_account(service_account);
         self.bed.api.apply(Resource::Pods, object.build());
-        self.start_on_node(name, NODE_ROLE_NAME.to_owned(), Driver::Cgroupfs)
+        self.start_on_node(name, NODE_ROLE_NAME.to_owned())
     }
 
     fn host_network_object(&self, name: &str) -> PodBuilder {
@@ -235,8 +247,8 @@ impl BpfBed {
         self.cgroups.group(own).unwrap()
     }
 
-    fn start_on_node(&self, name: &str, role: String, driver: Driver) -> Client {
-        self.start_in(name, role, self.groups_of(name, driver))
+    fn start_on_node(&self, name: &str, role: String) -> Client {
+        self.start_in(name, role, self.groups_of(name))
     }
 
     fn start_in(&self, name: &str, role: String, (group_of_pod, group): (Cgroup, Cgroup)) -> Client {
@@ -284,23 +296,22 @@ impl BpfBed {
     }
 
     /// Creates the control groups of a pod and its container.
-    fn groups_of(&self, name: &str, driver: Driver) -> (Cgroup, Cgroup) {
+    fn groups_of(&self, name: &str) -> (Cgroup, Cgroup) {
         let object = self.bed.api.get(Resource::Pods, Some("team-a"), name).unwrap();
-        self.groups(object["metadata"]["uid"].as_str().unwrap(), driver)
+        self.groups(object["metadata"]["uid"].as_str().unwrap())
     }
 
-    fn groups(&self, uid: &str, driver: Driver) -> (Cgroup, Cgroup) {
+    fn groups(&self, uid: &str) -> (Cgroup, Cgroup) {
         let number = self.count.replace(self.count.get() + 1);
-        let container = format!("{number:064x}");
-        let pod = match driver {
-            Driver::Cgroupfs => format!("kubepods/burstable/pod{uid}"),
-            Driver::Systemd => format!("kubepods/kubepods-burstable.slice/kubepods-burstable-pod{}.slice", uid.replace('-', "_")),
+        let (pod, container) = match self.driver {
+            Driver::Cgroupfs => (format!("burstable/pod{uid}"), format!("{number:064x}")),
+            Driver::Systemd => (
+                format!("kubepods-burstable.slice/kubepods-burstable-pod{}.slice", uid.replace('-', "_")),
+                format!("cri-containerd-{number:064x}.scope"),
+            ),
         };
-        let container = match driver {
-            Driver::Cgroupfs => container,
-            Driver::Systemd => format!("cri-containerd-{container}.scope"),
-        };
-        (self.cgroups.group(&pod).unwrap(), self.cgroups.group(PathBuf::from(pod).join(container)).unwrap())
+        let pod = self.kubepods().path().join(pod);
+        (self.cgroups.group(&pod).unwrap(), self.cgroups.group(pod.join(container)).unwrap())
     }
 
     fn socket(&self) -> PathBuf {

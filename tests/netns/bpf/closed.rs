@@ -1,6 +1,5 @@
 //! Tests that nothing of a pod reaches the metadata service, whatever it sends and whether or not the daemon runs.
 
-use std::io;
 use std::time::Instant;
 
 use rolegate_lab::imds::NODE_ROLE_NAME;
@@ -139,30 +138,33 @@ fn nothing_opens_while_daemons_are_killed_and_started() {
     let mut daemon = bed.start_bpf();
     let before = bed.packets();
     for _ in 0..3 {
-        let processes = clients.each_ref().map(|client| bed.process_of(client));
         bed.allow_netfilter_rules();
+        let setup = bed.setup_bpf();
         daemon = std::thread::scope(|scope| {
-            let setup = bed.setup_bpf();
-            let ns = bed.node.ns();
             let started = scope.spawn(move || {
+                // Sends SIGKILL.
                 drop(daemon);
-                let daemon = setup.start().unwrap();
-                daemon.wait_ready(Some(ns)).map(|()| daemon)
+                setup.start().unwrap()
             });
-            while !started.is_finished() {
-                for process in &processes {
-                    // Refused or served. What matters is whether the metadata service sees a packet.
-                    for to in [METADATA, METADATA6] {
-                        let _ = process.ask(&Order::Fetch(Connecting::new(to, By::Connect)));
-                        let _ = process.ask(&Order::Datagram { to, mapped: false });
-                    }
-                }
+            let deadline = Instant::now() + 2 * PATIENCE;
+            loop {
+                let is_started = started.is_finished();
+                // Refused or served. What matters is whether the metadata service sees a packet.
+                let answers = clients.each_ref().map(|client| {
+                    let answers = [METADATA, METADATA6].map(|to| {
+                        let _ = client.ask(Order::Datagram { to, mapped: false });
+                        client.fetch(to, By::Connect)
+                    });
+                    answers.iter().all(Result::is_ok)
+                });
                 // The rules that the new daemon installs must not help.
-                let _ = bed.node.ns().sh("nft flush ruleset");
+                bed.node.ns().sh("nft flush ruleset").unwrap();
+                if is_started && answers == [true, true] {
+                    return started.join().unwrap();
+                }
+                assert!(Instant::now() < deadline, "the next daemon never served both");
             }
-            started.join().unwrap()
-        })
-        .unwrap_or_else(|error: io::Error| panic!("{error}"));
+        });
         bed.remove_netfilter_rules();
         bed.assert_closed_since(before, "while a daemon started");
         for client in &clients {

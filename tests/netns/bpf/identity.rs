@@ -92,7 +92,7 @@ fn a_deleted_pods_record_identifies_no_connection_of_its_successor() {
     // It ends without closing its connection.
     first.open().unwrap();
     bed.delete(first);
-    let second = bed.client_with("second", Driver::Cgroupfs, PodOptions { ip: Some(ip), ..PodOptions::default() });
+    let second = bed.client_with("second", PodOptions { ip: Some(ip), ..PodOptions::default() });
     let local = assert_direct_connection_gets_nothing(&second, direct, By::Connect, Some(PORT));
     assert_eq!(local, SocketAddr::new(ip.into(), PORT), "not the same addresses");
     wait_until_served(&bed, &second);
@@ -117,13 +117,11 @@ fn pods_that_use_the_same_port_in_turn_are_told_apart() {
 
 #[test]
 fn pods_that_start_after_the_daemon_are_served() {
-    let Some(bed) = BpfBed::new() else { return };
-    let _daemon = bed.start_bpf();
     for driver in [Driver::Cgroupfs, Driver::Systemd] {
-        let pod = bed.client_with(&format!("web-{driver:?}").to_lowercase(), driver, PodOptions::default());
-        wait_until_served(&bed, &pod);
-        let host = bed.host_network_client_with(&format!("agent-{driver:?}").to_lowercase(), driver);
-        wait_until_served(&bed, &host);
+        let Some(bed) = BpfBed::with_driver(driver) else { return };
+        let _daemon = bed.start_bpf();
+        wait_until_served(&bed, &bed.client("web"));
+        wait_until_served(&bed, &bed.host_network_client("agent"));
     }
 }
 
