@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The kernel's id of a control group: the inode number of its directory in the cgroup2 file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,4 +50,15 @@ pub trait HostNetworkExemptions: Send + Sync + fmt::Debug {
     ///
     /// The kernel does not take them. The former ones stay in effect.
     fn exempt(&self, pods: &BTreeSet<CgroupId>) -> io::Result<()>;
+}
+
+/// The kernel's programs that redirect connections of pods when they connect.
+#[derive(Clone, Debug)]
+pub struct RedirectPrograms {
+    /// Their records of connections.
+    pub sockets: Arc<dyn RedirectedSockets>,
+    /// The pods that they leave alone.
+    pub exemptions: Arc<dyn HostNetworkExemptions>,
+    /// The directory of the pods' control group, in which the kubelet creates those of the pods.
+    pub pods_cgroup: PathBuf,
 }

@@ -176,7 +176,7 @@ impl Programs {
 
     fn attach_to_cgroup(&mut self, name: &str, cgroup: &File) -> Result<FdLink, BpfError> {
         let what = || format!("attach the BPF program {name} to the pods' control group");
-        // The kernel lets every link coexist with other programs, and takes no flag that says so.
+        // Links always run beside other programs, and the kernel refuses the flag that says so (`cgroup_bpf_link_attach`).
         let mode = CgroupAttachMode::Single;
         // Each arm is of another type.
         macro_rules! attach {

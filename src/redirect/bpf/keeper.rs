@@ -24,6 +24,7 @@ use super::layout::{BpfTargets, ProgramConfig};
 use super::records::{Exemptions, Records};
 use super::uplinks::NodeInterfaces;
 use crate::advice::{Advise as _, chain};
+use crate::cgroup::RedirectPrograms;
 use crate::config::BpfConfig;
 use crate::metrics::Metrics;
 use crate::netlink::Notifications;
@@ -138,19 +139,13 @@ impl Keeper {
         }
     }
 
-    /// Returns the kernel's records of redirected connections.
-    pub fn records(&self) -> Records {
-        self.records.clone()
-    }
-
-    /// Returns the pods that may use the real metadata service.
-    pub fn exemptions(&self) -> Exemptions {
-        self.exemptions.clone()
-    }
-
-    /// Returns the directory of the pods' control group.
-    pub fn pods_cgroup(&self) -> PathBuf {
-        self.pods.path.clone()
+    /// Returns what the rest of the daemon uses of the programs; `None` for the exit guard alone, which redirects nothing.
+    pub fn programs(&self) -> Option<RedirectPrograms> {
+        (self.scope == Scope::All).then(|| RedirectPrograms {
+            sockets: Arc::new(self.records.clone()),
+            exemptions: Arc::new(self.exemptions.clone()),
+            pods_cgroup: self.pods.path.clone(),
+        })
     }
 
     /// Returns the directory of the pins.
