@@ -12,6 +12,7 @@ use futures_util::future::FusedFuture as _;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
+use crate::cgroup::RedirectPrograms;
 use crate::config::{Config, listen_address};
 use crate::credentials::sts::Sts;
 use crate::drain::Drain;
@@ -19,6 +20,7 @@ use crate::handover::{self, AcceptQueue};
 use crate::kubernetes::client::{self, Client};
 use crate::kubernetes::setup::is_of_service_account;
 use crate::metrics::Metrics;
+use crate::pods::HostNetworkRules;
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::interface_addresses;
@@ -68,6 +70,7 @@ pub(crate) struct App {
     metrics: Metrics,
     readiness: Readiness,
     self_test: Ability,
+    programs: Option<RedirectPrograms>,
 }
 
 impl App {
@@ -92,7 +95,21 @@ impl App {
             None => listen_address(config.admin.address, config.admin.port),
         };
         let (metadata_address, self_test) = (metadata.address()?, Ability::Off);
-        Ok(Self { metadata_address, metrics_address, metadata, admin, probe_socket, config, rules, metrics, readiness, self_test })
+        // No backend of the packet rules loads any.
+        let programs = None;
+        Ok(Self {
+            metadata_address,
+            metrics_address,
+            metadata,
+            admin,
+            probe_socket,
+            config,
+            rules,
+            metrics,
+            readiness,
+            self_test,
+            programs,
+        })
     }
 
     /// With the self-test, whose helper has to be started before there are threads.
@@ -126,6 +143,7 @@ impl App {
             metrics,
             readiness,
             self_test,
+            programs,
         } = self;
         let version = env!("CARGO_PKG_VERSION");
         info!(event = "starting", version, node = %config.pods.node, %metadata_address, %metrics_address, "starting rolegate");
@@ -151,7 +169,8 @@ impl App {
         let kube = guarded(&mut rules, client::connect(&config.pods.api)).await?;
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         // At once, for the kubelet's probes: the rest may wait for the API.
-        let (pods, writer) = start.open_pods();
+        let host_network = HostNetworkRules::new(config.pods.host_network.clone(), own_pod::name(&config.pods.own_pod), programs.is_some());
+        let (pods, writer) = start.open_pods(host_network);
         let shared = start.serve_operators(&pods, admin, probe_socket);
         let mut stop = std::pin::pin!(stop);
         let own_pod = OwnPod::new(&config.pods.own_pod, interface_addresses);
@@ -166,6 +185,8 @@ impl App {
         }
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         start.follow_pods(&kube, &pods, writer);
+        let cgroups = programs.map(|programs| start.exempt_pods(&pods, programs));
+        let (redirected, exempted) = cgroups.unzip();
         let events = start.write_events(&kube, &pods);
 
         // At once: until then pods are refused. What the rules bring waits for the acceptor.
@@ -176,7 +197,15 @@ impl App {
             anyhow::Ok(placed)
         };
         let mut place = std::pin::pin!(place.fuse());
-        let mut prepared = std::pin::pin!(prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared));
+        let prepared = prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared);
+        let prepared = async {
+            // The daemon's own pod needs the real metadata service.
+            if let Some(exempted) = exempted {
+                let _ = exempted.await;
+            }
+            prepared.await
+        };
+        let mut prepared = std::pin::pin!(prepared);
         let prepared = loop {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => reconcile(start.tasks, placed?),
@@ -191,7 +220,7 @@ impl App {
         start.test_itself(self_test, self_test_step, pods, &probes);
         let health = StartupHealth::new(readiness.clone(), config.server.startup_grace);
         start.follow_health(health.clone());
-        let server = Arc::new(server.with_probes(probes.clone()).with_health(health));
+        let server = Arc::new(server.with_probes(probes.clone()).with_health(health).with_redirected(redirected));
         let entrance = Entrance { listener, server, node, readiness: readiness.clone(), drain: drain.clone() };
         let mut acceptor = tokio::spawn(entrance.serve(config.server.handover_socket.clone(), running));
         let ended = loop {

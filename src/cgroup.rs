@@ -10,15 +10,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// The kernel's id of a control group: the inode number of its directory in the cgroup2 file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CgroupId(pub u64);
+mod directory;
+mod id;
+mod path;
 
-impl fmt::Display for CgroupId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
+pub use directory::{CgroupOwner, PodCgroups};
+pub use id::CgroupId;
+pub use path::{Layout, PodDirectory, is_static_uid};
 
 /// The kernel's record of a connection that it redirected when the client's socket connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +32,10 @@ pub struct RedirectedSocket {
 /// Identifies the clients of connections that the kernel redirected when they connected.
 pub trait RedirectedSockets: Send + Sync + fmt::Debug {
     /// Returns the kernel's record of the accepted connection with these addresses, or `None` if the client did not connect to the
-    /// metadata address in this way.
+    /// metadata address in this way. IPv4 addresses are plain ones, not mapped to IPv6.
+    ///
+    /// The record is that of this very connection, never that of an earlier one with the same addresses and ports: in the node's
+    /// network, the next client with them may be another pod.
     ///
     /// # Errors
     ///

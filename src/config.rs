@@ -16,6 +16,7 @@ pub mod aws;
 pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub mod flags;
+pub mod host_network;
 pub(crate) mod kiam;
 mod load;
 mod migrate;
@@ -30,6 +31,7 @@ pub(crate) mod source;
 mod warning;
 
 pub use aws::AwsConfig;
+pub use host_network::{ExemptPods, HostNetworkConfig, HostNetworkMode};
 use own_pod::OwnPodHints;
 use session::{SessionScope, SessionTag, SessionTemplate};
 pub use warning::ConfigWarning;
@@ -125,6 +127,8 @@ pub struct PodsConfig {
     pub events: bool,
     /// The key of the taints that keep pods off this node until the daemon is ready.
     pub startup_taint: Option<String>,
+    /// What happens to the requests of pods in the node's network.
+    pub host_network: HostNetworkConfig,
 }
 
 /// How the Kubernetes API is reached; with nothing set, by the pod's service account.

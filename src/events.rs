@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::advice::Advise as _;
 use crate::credentials::AssumeRoleError;
 use crate::metrics::Metrics;
-use crate::pods::{Objection, Pod};
+use crate::pods::{HostNetworkTreatment, Objection, Pod};
 use crate::policy::{Denial, RoleRequest};
 
 mod ledger;
@@ -57,8 +57,8 @@ pub enum EventCause {
         /// The part of the failure that the pod's owner may know.
         sentence: &'static str,
     },
-    /// The pod names a role but uses the host network.
-    HostNetwork,
+    /// The pod uses the host network and gets no role there, because of this treatment of such pods.
+    HostNetwork(HostNetworkTreatment),
     /// The pod requests something without a session token, and tokens are required.
     TokenRequired,
     /// The pod requests metadata that a setting could open.
@@ -102,7 +102,9 @@ impl EventCause {
     /// Returns the cause for an objection by the node. `None` if the owner has nothing to change.
     pub fn objected(objection: Objection) -> Option<Self> {
         match objection {
-            Objection::LinkChanged | Objection::OtherPodAttached => Some(Self::Objected(objection)),
+            Objection::LinkChanged | Objection::OtherPodAttached | Objection::OtherPodConnected | Objection::NotInHostNetwork => {
+                Some(Self::Objected(objection))
+            }
             // No Event can be written while the API cannot be reached, and the effect of a reboot ends without action by the
             // owner.
             Objection::BeforeBoot | Objection::Stale => None,
@@ -126,7 +128,7 @@ impl EventCause {
             Self::Unreadable => "PodUnreadable",
             Self::Objected(_) => "AddressContested",
             Self::AssumeRoleFailed { .. } => "AssumeRoleFailed",
-            Self::HostNetwork => "HostNetworkNotServed",
+            Self::HostNetwork(_) => "HostNetworkNotServed",
             Self::TokenRequired => "SessionTokenRequired",
             Self::MetadataClosed { .. } => "MetadataNotServed",
             Self::Forwarded => "RequestForwarded",
@@ -141,7 +143,8 @@ impl EventCause {
             }
             Self::WouldBeDenied(_) => "ServeCredentials",
             Self::AssumeRoleFailed { .. } => "AssumeRole",
-            Self::HostNetwork => "LeaveAlone",
+            Self::HostNetwork(HostNetworkTreatment::Denied) => "RefuseCredentials",
+            Self::HostNetwork(_) => "LeaveAlone",
             Self::TokenRequired | Self::MetadataClosed { .. } | Self::Forwarded => "RefuseRequest",
         }
     }
@@ -156,7 +159,8 @@ impl EventCause {
             Self::Unreadable => "unreadable-pod",
             Self::Objected(objection) => objection.name(),
             Self::AssumeRoleFailed { name, .. } => name,
-            Self::HostNetwork => "host-network",
+            Self::HostNetwork(HostNetworkTreatment::Exempt) => "host-network-exempt",
+            Self::HostNetwork(_) => "host-network",
             Self::TokenRequired => "token",
             Self::MetadataClosed { .. } => "path",
             Self::Forwarded => "forwarded",
@@ -193,6 +197,14 @@ impl EventCause {
                 "{name}: the network interface or MAC address behind this pod's address is not the pod's, so requests from the address \
                  are refused. To fix: unless the pod's network was just recreated, ask the cluster's operators which pod uses the address"
             ),
+            Self::Objected(Objection::OtherPodConnected) => format!(
+                "{name}: a process of another pod sent requests from this pod's address, and they were refused. To fix: ask the cluster's \
+                 operators which pod it is (rolegate's log has its UID)"
+            ),
+            Self::Objected(Objection::NotInHostNetwork) => format!(
+                "{name}: a process of this pod sent requests from the node's network, and they were refused. To fix: send metadata requests \
+                 from the pod's own network, or set hostNetwork in the pod's spec"
+            ),
             Self::Objected(_) => format!(
                 "{name}: the node's CNI results assign this pod's address to another pod, so requests from the address are refused. To \
                  fix: if this persists, recreate the pod, or ask the cluster's operators"
@@ -210,9 +222,19 @@ impl EventCause {
             Self::Forwarded => format!(
                 "{name}: the pod's metadata requests come through a proxy, and are refused. To fix: set NO_PROXY=169.254.169.254 in the pod"
             ),
-            Self::HostNetwork => format!(
-                "{name}: the pod names a role but has hostNetwork, so its requests look like the node's; rolegate does not serve it, and \
-                 it reaches the node's own metadata service. To fix: remove hostNetwork, or the role annotation"
+            Self::HostNetwork(HostNetworkTreatment::Denied) => format!(
+                "{name}: the pod has hostNetwork, and this cluster serves no such pods, so its requests are refused. To fix: remove \
+                 hostNetwork, or ask the cluster's operators to set --host-network-pods=serve"
+            ),
+            Self::HostNetwork(HostNetworkTreatment::Exempt) => format!(
+                "{name}: the pod names a role but has hostNetwork and is exempt from redirection, so it reaches the node's own metadata \
+                 service, and the role annotation has no effect. To fix: remove the annotation, or ask the cluster's operators to change \
+                 --host-network-exempt"
+            ),
+            Self::HostNetwork(HostNetworkTreatment::Ignored | HostNetworkTreatment::Served) => format!(
+                "{name}: the pod names a role but has hostNetwork; rolegate does not serve it, and it reaches the node's own metadata \
+                 service. To fix: remove hostNetwork or the role annotation, or ask the cluster's operators to set --redirect=bpf and \
+                 --host-network-pods=serve"
             ),
         }
     }

@@ -24,6 +24,7 @@
 //! - [`policy`]: which role a pod may have
 //! - [`credentials`]: sessions of roles, and STS
 //! - [`events`]: what the owners of pods are told
+//! - `exemptions`: pods in the node's network that reach the real metadata service
 //! - [`explain`]: every step of a decision, for people
 //! - `check`: what the daemon needs, verified before it starts
 //! - [`role`]: the names that AWS knows a session by
@@ -63,6 +64,7 @@ pub mod digest;
 mod drain;
 pub mod environment;
 pub mod events;
+mod exemptions;
 mod explain;
 mod handover;
 pub mod kubernetes;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 mod descriptions;
 mod handles;
+mod host_network;
 mod register;
 mod render;
 
@@ -80,6 +81,9 @@ struct MetricsInner {
     pods_outside: IntGauge,
     cni_results: IntGaugeVec,
     startup_taint: IntCounterVec,
+    host_network_enforced: IntGauge,
+    exempt_pods: IntGauge,
+    exemption_updates: IntCounterVec,
     migration_findings: IntGaugeVec,
     migration_source: OnceLock<FindingsSource>,
 }
@@ -182,6 +186,9 @@ impl Metrics {
             pods_outside: register.gauge(&PODS_OUTSIDE),
             cni_results: register.gauges(&CNI_RESULTS),
             startup_taint: register.counters(&STARTUP_TAINT),
+            host_network_enforced: register.gauge(&HOST_NETWORK_ENFORCED),
+            exempt_pods: register.gauge(&EXEMPT_PODS),
+            exemption_updates: register.counters(&EXEMPTION_UPDATES),
             migration_findings: register.gauges(&MIGRATION_FINDINGS),
             migration_source: OnceLock::new(),
             registry: register.0,

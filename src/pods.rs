@@ -1,4 +1,4 @@
-//! The pods of this node, by their addresses. They identify the sender of a request.
+//! The pods of this node, by their addresses, and those in the node's network by their UIDs. They identify the sender of a request.
 //!
 //! [`Pods`] is the read handle that requests are answered from. [`PodsWriter`] is the write handle; only the watch holds it.
 
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, watch as signal};
 
+mod identifier;
 pub mod index;
 mod lookup;
 mod pins;
@@ -17,8 +18,12 @@ pub(crate) mod waiting;
 pub mod watch;
 mod witness;
 
-use index::Index;
-pub use index::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodOwner, PodUid, Sandbox, ServiceAccount};
+pub use identifier::Identifier;
+use index::{ByUid, Index};
+pub use index::{
+    Claims, HostNetworkRules, HostNetworkTreatment, Namespace, NodeAddresses, OwnPodName, Pod, PodContext, PodName, PodOwner, PodUid,
+    Sandbox, ServiceAccount,
+};
 pub use lookup::Lookup;
 use waiting::{Places, RequestWaiter};
 pub use witness::Objection;
@@ -171,24 +176,54 @@ impl Pods {
         lookup(&index, Judged::Claims(index.by_ip(ip)))
     }
 
-    /// Returns which pod has this address. Waits at most `at_most` until the address is known, the API has confirmed the claims if
-    /// there are several, and what is known about the pod is `enough`. Events of the watch wake it. Does not wait for an
+    /// Returns the pod in the node's network that the kubelet knows by this UID. The kubelet names the pod's control group, and no UID
+    /// is used again, so that the node itself confirms this however long the API has been silent.
+    pub fn by_uid(&self, uid: &str) -> Lookup {
+        let index = self.shared.read();
+        match index.by_uid(uid) {
+            ByUid::Living(pod) if !pod.host_network => Lookup::Objected(pod, Objection::NotInHostNetwork),
+            ByUid::Living(pod) => {
+                let context = index.context(&pod);
+                Lookup::Found(pod, context)
+            }
+            ByUid::Unreadable(pod) => Lookup::Unreadable(pod),
+            ByUid::None => Lookup::Unknown,
+        }
+    }
+
+    /// Returns which pod this identifies now.
+    pub fn find(&self, identifier: &Identifier) -> Lookup {
+        match identifier {
+            Identifier::Address(ip) => self.by_ip(*ip),
+            Identifier::HostNetwork(uid) => self.by_uid(uid),
+        }
+    }
+
+    /// Calls [`Self::wait_for`] for an address.
+    pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &PodContext) -> bool) -> Lookup {
+        self.wait_for(&Identifier::Address(ip), at_most, enough).await
+    }
+
+    /// Returns which pod this identifies. Waits at most `at_most` until the pod is known, the API has confirmed the claims to its
+    /// address if there are several, and what is known about the pod is `enough`. Events of the watch wake it. Does not wait for an
     /// address of the node itself, which never becomes a pod's. The number of waiting requests is bounded, see [`waiting`]; a
     /// request without a place is answered from what is known.
-    pub async fn wait_for_ip(&self, ip: IpAddr, at_most: Duration, enough: impl Fn(&Pod, &PodContext) -> bool) -> Lookup {
-        let is_enough = |lookup: &Lookup| match lookup {
-            Lookup::Found(pod, context) => enough(pod, context),
-            Lookup::Ambiguous(pods) => self.shared.read().is_confirmed(ip, pods),
-            Lookup::Unreadable(_) => true,
-            // The API or the node may be about to report a change, unless the API has been silent for long.
-            Lookup::Objected(_, objection) => *objection == Objection::Stale,
-            Lookup::Unknown => self.shared.read().is_node(ip),
+    pub async fn wait_for(&self, identifier: &Identifier, at_most: Duration, enough: impl Fn(&Pod, &PodContext) -> bool) -> Lookup {
+        let is_enough = |lookup: &Lookup| match (lookup, identifier) {
+            (Lookup::Found(pod, context), _) => enough(pod, context),
+            (Lookup::Ambiguous(pods), Identifier::Address(ip)) => self.shared.read().is_confirmed(*ip, pods),
+            (Lookup::Ambiguous(_), Identifier::HostNetwork(_)) | (Lookup::Unreadable(_), _) => true,
+            // The API or the node may be about to report a change, unless the API has been silent for long. The network of a pod
+            // does not change.
+            (Lookup::Objected(_, objection), _) => matches!(objection, Objection::Stale | Objection::NotInHostNetwork),
+            (Lookup::Unknown, Identifier::Address(ip)) => self.shared.read().is_node(*ip),
+            (Lookup::Unknown, Identifier::HostNetwork(_)) => false,
         };
-        let found = self.by_ip(ip);
+        let found = self.find(identifier);
         if is_enough(&found) {
             return found;
         }
-        let waiter = match RequestWaiter::of(ip, &found) {
+        let waiter = match RequestWaiter::of(identifier, &found) {
             RequestWaiter::Unknown(ip, _) => RequestWaiter::Unknown(ip, self.network_of(ip).await),
             waiter => waiter,
         };
@@ -200,7 +235,7 @@ impl Pods {
             loop {
                 changes.mark_unchanged();
                 seen.mark_unchanged();
-                let found = self.by_ip(ip);
+                let found = self.find(identifier);
                 if is_enough(&found) {
                     return found;
                 }
@@ -215,8 +250,8 @@ impl Pods {
         tokio::select! {
             biased;
             found = complete => found,
-            () = tokio::time::sleep(at_most) => self.by_ip(ip),
-            () = place.lost() => self.by_ip(ip),
+            () = tokio::time::sleep(at_most) => self.find(identifier),
+            () = place.lost() => self.find(identifier),
         }
     }
 
@@ -318,7 +353,7 @@ impl Pods {
     /// and whether there was a complete list of pods.
     pub fn that_may_ask(&self) -> (bool, Vec<(Arc<Pod>, PodContext)>) {
         let index = self.shared.read();
-        (index.is_listed(), index.with_addresses().map(|pod| (pod.clone(), index.context(pod))).collect())
+        (index.is_listed(), index.that_may_ask().map(|pod| (pod.clone(), index.context(pod))).collect())
     }
 
     /// Whether the API has sent a complete list of this node's pods. Until then, a pod that is not known may exist.
@@ -380,7 +415,23 @@ impl Pods {
         self.shared.read().namespaces()
     }
 
-    /// Returns the namespaces of known pods that can be served: pods that are not finished and not in the host network.
+    /// Returns what happens to the requests of a pod that is in the node's network.
+    pub fn host_network_treatment(&self, pod: &Pod) -> HostNetworkTreatment {
+        self.shared.read().host_network().treatment(pod)
+    }
+
+    /// Returns the rules for pods in the node's network.
+    pub fn host_network_rules(&self) -> HostNetworkRules {
+        self.shared.read().host_network().clone()
+    }
+
+    /// Returns the living pods in the node's network, in no particular order.
+    pub fn in_host_network(&self) -> Vec<Arc<Pod>> {
+        self.shared.read().in_host_network().cloned().collect()
+    }
+
+    /// Returns the namespaces of known pods that can be served: pods that are not finished and, unless they are served, not in the
+    /// host network.
     pub fn namespaces_to_follow(&self) -> BTreeSet<String> {
         self.shared.read().namespaces_of_pods()
     }

@@ -4,12 +4,11 @@
 //! route ──▶ who is this? ──▶ is its token good? ──▶ which role may it have? ──▶ get its credentials ──▶ respond
 //! ```
 //!
-//! The identity is the address of the connection's peer, from the kernel. No header is read for it. Nothing of a request is ever
-//! passed on to the real metadata service.
+//! The identity is the address of the connection's peer, from the kernel; for pods in the node's network, it is the control group of
+//! the process that connected. No header is read for it. Nothing of a request is ever passed on to the real metadata service.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,17 +25,20 @@ use crate::credentials::cache::Sessions;
 use crate::events::{EventCause, Reporter};
 use crate::log_once::{EachDigest, LOG_EVERY};
 use crate::metrics::{Metrics, RouteMeters};
-use crate::pods::{Lookup, Pod, PodContext, PodUid, Pods};
+use crate::pods::{HostNetworkTreatment, Identifier, Lookup, Objection, Pod, PodContext, Pods};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
 use crate::text;
 
 pub(crate) mod documents;
 pub mod metadata;
 pub(crate) mod migration;
+mod origin;
 mod refusal;
 pub(crate) mod respond;
 pub mod route;
 pub mod token;
+
+pub use origin::{ConnectedProcess, Origin};
 
 use metadata::{Access, MetadataLookup, MetadataValues, table};
 use migration::Migration;
@@ -82,43 +84,6 @@ pub struct Proxy<A> {
     told: EachDigest,
     events: Reporter,
     migration: Migration,
-}
-
-/// The origin of requests: one connection.
-#[derive(Debug)]
-pub struct Origin {
-    /// The peer's address, from the kernel.
-    pub ip: IpAddr,
-    /// The hosts that a request may name on this connection.
-    pub hosts: Hosts,
-    /// The connection was accepted before its address belonged to a pod, on a node with bridges. There, the node's records know a
-    /// pod before it can send anything, so the client may be another pod. Its requests are refused.
-    pub late: bool,
-    /// The pod that the connection belongs to: the one that sent its first request.
-    pod: OnceLock<PodUid>,
-    /// The connection belongs to another pod than the one that has the address now. Its requests are refused.
-    is_foreign: AtomicBool,
-}
-
-impl Origin {
-    /// Creates the origin of a connection that belongs to no pod yet.
-    pub fn new(ip: IpAddr, hosts: Hosts) -> Self {
-        Self { ip, hosts, late: false, pod: OnceLock::new(), is_foreign: AtomicBool::new(false) }
-    }
-
-    /// Returns whether no request on this connection can be served any more.
-    pub fn is_over(&self) -> bool {
-        self.late || self.is_foreign.load(Ordering::Relaxed)
-    }
-
-    /// Assigns the connection to the pod that has the address, if it belongs to none yet. Returns whether it belongs to this pod.
-    fn belongs_to(&self, pod: &PodUid) -> bool {
-        let is_own = self.pod.get_or_init(|| pod.clone()) == pod;
-        if !is_own {
-            self.is_foreign.store(true, Ordering::Relaxed);
-        }
-        is_own
-    }
 }
 
 #[derive(Debug)]
@@ -210,51 +175,55 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     async fn answer(&self, origin: &Origin, route: Route, head: &Parts) -> Outcome {
-        let (ip, asked) = (origin.ip, Asked::by(&route, head.uri.path()));
+        let asked = Asked::by(&route, head.uri.path());
         // Taken before the first lookup, so that no later change is missed.
         let seen = self.seen();
         // The limit of all waits until the decision.
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
-        let (pod, context) = match self.identify(ip).await {
+        let (pod, context) = match self.identify(origin).await {
             Ok(found) => found,
-            Err(refusal) => return self.refuse(ip, refusal, asked),
+            Err(refusal) => return self.refuse(origin, refusal, asked),
         };
         if origin.late || !origin.belongs_to(&pod.uid) {
-            return self.refuse(ip, Refusal::Changed(pod), asked);
+            return self.refuse(origin, Refusal::Changed(pod), asked);
         }
         if let Route::NewToken { ttl_seconds } = route {
-            let token = self.tokens.issue(&pod.uid, ip, Duration::from_secs(ttl_seconds.into()));
+            let token = self.tokens.issue(&pod.uid, origin.ip, Duration::from_secs(ttl_seconds.into()));
             return Outcome::Token { token, ttl_seconds };
         }
-        if let Err(given) = self.check_token(&head.headers, &pod, ip) {
-            return self.refuse(ip, Refusal::Token { pod, given }, asked);
+        if let Err(given) = self.check_token(&head.headers, &pod, origin.ip) {
+            return self.refuse(origin, Refusal::Token { pod, given }, asked);
+        }
+        // Not before: an SDK without a token could send requests without one for as long as it lives.
+        if self.is_denied(&pod) {
+            return self.refuse(origin, Refusal::HostNetwork(pod), asked);
         }
         self.migration.asked(&pod, &route, head);
         let route = match route {
-            Route::Unknown => return self.refuse(ip, Refusal::Path { pod, set: None }, asked),
+            Route::Unknown => return self.refuse(origin, Refusal::Path { pod, set: None }, asked),
             Route::Versions => return Outcome::Text(Bytes::from(route::VERSIONS.join("\n"))),
-            Route::Metadata { path } => return self.metadata(ip, pod, &context, &path, asked).await,
+            Route::Metadata { path } => return self.metadata(origin, pod, &context, &path, asked).await,
             route => route,
         };
-        let (pod, request) = match self.decide(ip, pod, context, until).await {
+        let (pod, request) = match self.decide(origin, pod, context, until).await {
             Ok(allowed) => allowed,
-            Err(refusal) => return self.refuse(ip, refusal, asked),
+            Err(refusal) => return self.refuse(origin, refusal, asked),
         };
         self.migration.allowed(&pod, head);
         match route {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
             Route::Credentials { role, extended } if self.settings.policy.is_name_of(&role, request.role()) => {
-                self.credentials(ip, pod, &request, seen, extended, asked).await
+                self.credentials(origin, pod, &request, seen, extended, asked).await
             }
-            Route::Credentials { .. } => self.refuse(ip, Refusal::OtherRole(pod), asked),
+            Route::Credentials { .. } => self.refuse(origin, Refusal::OtherRole(pod), asked),
             // These are answered above.
             Route::NewToken { .. } | Route::Unknown | Route::Versions | Route::Metadata { .. } => Outcome::NotFound,
         }
     }
 
     /// Returns a value, or the listing of a directory. A listing contains what this pod may read, including the documents of its role.
-    async fn metadata(&self, ip: IpAddr, pod: Arc<Pod>, context: &PodContext, path: &str, asked: Asked<'_>) -> Outcome {
+    async fn metadata(&self, origin: &Origin, pod: Arc<Pod>, context: &PodContext, path: &str, asked: Asked<'_>) -> Outcome {
         let leads = documents::DIRECTORIES.contains(&path);
         let own = match leads.then(|| self.settings.policy.decide(&pod, context)) {
             Some(Decision::Allow { request, .. }) => documents::paths(request.role()),
@@ -264,22 +233,38 @@ impl<A: AssumeRole> Proxy<A> {
         match self.metadata.find(path, readable, &own).await {
             MetadataLookup::Text(text) => Outcome::Text(text),
             MetadataLookup::Nothing => match table::set_of(path) {
-                Some(set) if readable.contains(&set) => self.refuse(ip, Refusal::Absent(pod), asked),
-                set => self.refuse(ip, Refusal::Path { pod, set }, asked),
+                Some(set) if readable.contains(&set) => self.refuse(origin, Refusal::Absent(pod), asked),
+                set => self.refuse(origin, Refusal::Path { pod, set }, asked),
             },
-            MetadataLookup::Unavailable => self.refuse(ip, Refusal::Unavailable(pod), asked),
+            MetadataLookup::Unavailable => self.refuse(origin, Refusal::Unavailable(pod), asked),
         }
     }
 
-    /// Returns the pod behind the address. If it is not known, waits until it is.
-    async fn identify(&self, ip: IpAddr) -> Result<(Arc<Pod>, PodContext), Refusal> {
-        let mut lookup = self.pods.by_ip(ip);
+    /// Returns the pod that sent a request. If it is not known, waits until it is.
+    async fn identify(&self, origin: &Origin) -> Result<(Arc<Pod>, PodContext), Refusal> {
+        let identifier = origin.identifier().ok_or(Refusal::UnknownCgroup)?;
+        let mut lookup = self.pods.find(&identifier);
         if !matches!(lookup, Lookup::Found(..)) {
             let (began, _waiting) = (Instant::now(), self.metrics.pod_wait());
-            lookup = self.pods.wait_for_ip(ip, self.settings.pod_wait, |_, _| true).await;
+            lookup = self.pods.wait_for(&identifier, self.settings.pod_wait, |_, _| true).await;
             self.metrics.pod_waited(lookup != Lookup::Unknown, began.elapsed());
         }
-        self.found(lookup)
+        let (pod, context) = self.found(lookup)?;
+        if origin.contradicts(&pod) {
+            origin.close();
+            return Err(Refusal::Objected(pod, Objection::OtherPodConnected));
+        }
+        // The pod should not have been redirected, and is not once its exemption is in effect.
+        if pod.host_network && self.pods.host_network_treatment(&pod).is_left_alone() {
+            origin.close();
+            return Err(Refusal::HostNetworkExempt(pod));
+        }
+        Ok((pod, context))
+    }
+
+    /// Returns whether the pod is in the node's network, and nothing is served to such pods.
+    fn is_denied(&self, pod: &Pod) -> bool {
+        pod.host_network && self.pods.host_network_treatment(pod) != HostNetworkTreatment::Served
     }
 
     fn found(&self, lookup: Lookup) -> Result<(Arc<Pod>, PodContext), Refusal> {
@@ -301,14 +286,15 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// Whether the pod has the default role, for what is said about its session.
-    fn has_default_role(&self, ip: IpAddr, pod: &Pod) -> bool {
-        matches!(self.pods.by_ip(ip), Lookup::Found(now, context) if now.uid == pod.uid && self.settings.policy.names_no_role(&now, &context))
+    fn has_default_role(&self, identifier: &Identifier, pod: &Pod) -> bool {
+        let found = self.pods.find(identifier);
+        matches!(found, Lookup::Found(now, context) if now.uid == pod.uid && self.settings.policy.names_no_role(&now, &context))
     }
 
     /// Decides which role the pod may have. If something that the decision needs is not known yet, waits until it is.
     async fn decide(
         &self,
-        ip: IpAddr,
+        origin: &Origin,
         mut pod: Arc<Pod>,
         mut context: PodContext,
         until: tokio::time::Instant,
@@ -316,8 +302,9 @@ impl<A: AssumeRole> Proxy<A> {
         let policy = &self.settings.policy;
         if !policy.can_decide(&pod, &context) {
             let enough = |pod: &Pod, context: &PodContext| policy.can_decide(pod, context);
-            let (now, now_around) =
-                self.found(self.pods.wait_for_ip(ip, until.saturating_duration_since(tokio::time::Instant::now()), enough).await)?;
+            let (identifier, left) =
+                (origin.identifier().ok_or(Refusal::UnknownCgroup)?, until.saturating_duration_since(tokio::time::Instant::now()));
+            let (now, now_around) = self.found(self.pods.wait_for(&identifier, left, enough).await)?;
             // The token belongs to the first pod.
             if now.uid != pod.uid {
                 return Err(Refusal::Changed(pod));
@@ -368,7 +355,7 @@ impl<A: AssumeRole> Proxy<A> {
 
     async fn credentials(
         &self,
-        ip: IpAddr,
+        origin: &Origin,
         pod: Arc<Pod>,
         request: &RoleRequest,
         seen: DecisionBasis,
@@ -383,8 +370,11 @@ impl<A: AssumeRole> Proxy<A> {
         // A failure of STS is reported as one, even while nothing is known of the node.
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
         let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
-        if is_old && let Err(refusal) = self.look_again(ip, &pod, request) {
-            return self.refuse(ip, refusal, asked);
+        let Some(identifier) = origin.identifier() else {
+            return self.refuse(origin, Refusal::UnknownCgroup, asked);
+        };
+        if is_old && let Err(refusal) = self.look_again(&identifier, &pod, request) {
+            return self.refuse(origin, refusal, asked);
         }
         match answer {
             Ok(credentials) if extended => {
@@ -394,7 +384,7 @@ impl<A: AssumeRole> Proxy<A> {
             Err(error) => {
                 self.metrics.denied("sts");
                 self.metrics.pod_refused(&pod.namespace, "sts");
-                let by_default = self.has_default_role(ip, &pod);
+                let by_default = self.has_default_role(&identifier, &pod);
                 self.events.tell(&pod, EventCause::assume_role_failed(&error, request, by_default));
                 if self.logged.is_due((&pod.uid, error.name())) {
                     warn!(
@@ -414,11 +404,11 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    /// Checks again, after waiting for STS, that the address is still the pod's and that the pod may still have the role, by what is
+    /// Checks again, after waiting for STS, that the address or the UID is still the pod's and that the pod may still have the role, by what is
     /// known now of the pod and of the node itself.
-    fn look_again(&self, ip: IpAddr, pod: &Arc<Pod>, request: &RoleRequest) -> Result<(), Refusal> {
+    fn look_again(&self, identifier: &Identifier, pod: &Arc<Pod>, request: &RoleRequest) -> Result<(), Refusal> {
         let changed = || Refusal::Changed(pod.clone());
-        match self.pods.by_ip(ip) {
+        match self.pods.find(identifier) {
             // Nothing is served until the daemon's own identity is known.
             _ if !self.settings.policy.knows_node() => Err(changed()),
             Lookup::Found(now, context) if now.uid == pod.uid => match self.settings.policy.decide(&now, &context) {
@@ -437,16 +427,16 @@ impl<A: AssumeRole> Proxy<A> {
 
     fn reject(&self, origin: &Origin, rejection: Rejection, path: &str) -> Outcome {
         // For the log and the owner alone. A connection may be older than the pod that has its address now.
-        let is_own = |pod: &Pod| !origin.late && origin.pod.get().is_none_or(|own| *own == pod.uid);
-        let pod = match self.pods.by_ip(origin.ip) {
-            Lookup::Found(pod, _) if is_own(&pod) => Some(pod),
+        let pod = match origin.identifier().map(|identifier| self.pods.find(&identifier)) {
+            Some(Lookup::Found(pod, _)) if origin.may_be_of(&pod) => Some(pod),
             _ => None,
         };
-        self.refuse(origin.ip, Refusal::Rejected(pod, rejection), Asked::for_value(path))
+        self.refuse(origin, Refusal::Rejected(pod, rejection), Asked::for_value(path))
     }
 
     /// Counts a refusal, logs it (at most once a minute for each pod and reason, whatever the path), and reports it to the pod's owner.
-    fn refuse(&self, ip: IpAddr, refusal: Refusal, asked: Asked<'_>) -> Outcome {
+    fn refuse(&self, origin: &Origin, refusal: Refusal, asked: Asked<'_>) -> Outcome {
+        let ip = origin.ip;
         let (reason, outcome) = (refusal.reason(), refusal.outcome(asked.kind));
         self.metrics.denied(reason);
         self.migration.refused(&refusal);
@@ -467,11 +457,14 @@ impl<A: AssumeRole> Proxy<A> {
                 }
                 if refusal.is_probe() { !again || tracing::enabled!(Level::DEBUG) } else { self.logged.is_due((&pod.uid, reason)) }
             }
-            // Unknown addresses share a few lines, because forged ones could fill the log.
-            (_, None) => self.logged.is_due((few(ip), reason)),
+            // Unknown addresses share a few lines, because forged ones could fill the log. The UID of a control group is not forged.
+            (_, None) => match origin.process.as_ref().and_then(|process| process.owner.as_ref()) {
+                Some(owner) => self.logged.is_due((&owner.pod, reason)),
+                None => self.logged.is_due((few(ip), reason)),
+            },
         };
         if is_due {
-            refusal.log(ip, asked.path, again);
+            refusal.log(origin, asked.path, again);
         }
         outcome
     }

@@ -1,9 +1,9 @@
 //! The pod-facing port: which connections are admitted, and with which identity.
 //!
-//! A connection must have been redirected: its original destination, which the kernel's NAT keeps, is the metadata address. A
-//! connection that came straight to the port is closed before a byte of it is read. The only exception is a probe: a connection
-//! from the node's own address may request `/healthz`, which
-//! fails until the daemon was ready once.
+//! A connection must have been redirected: its original destination, which the kernel's NAT keeps, is the metadata address, or the
+//! kernel's programs recorded that its client connected to that address ([`redirected`]). A connection that came straight to the port
+//! is closed before a byte of it is read. The only exception is a probe: a connection from the node's own address may request
+//! `/healthz`, which fails until the daemon was ready once.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -18,6 +18,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
+use crate::cgroup::RedirectedSocket;
 use crate::config::LimitsConfig;
 use crate::connections::ACCEPT_PAUSE;
 use crate::connections::{
@@ -27,7 +28,6 @@ use crate::credentials::AssumeRole;
 use crate::drain::Drain;
 use crate::handover::AcceptQueue;
 use crate::log_once::Condition;
-use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 use crate::metrics::Metrics;
 use crate::proxy::route::Hosts;
 use crate::proxy::{Origin, Proxy};
@@ -35,6 +35,11 @@ use crate::readiness::StartupHealth;
 use crate::self_test::Probes;
 
 mod connection;
+mod redirected;
+mod resolve;
+
+pub(crate) use redirected::Redirected;
+use redirected::is_metadata;
 
 /// The largest head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -61,6 +66,7 @@ pub(crate) struct Server<A> {
     accepting: Accepting,
     probes: Probes,
     health: Option<StartupHealth>,
+    redirected: Option<Redirected>,
 }
 
 /// Whether connections can be accepted. Changes are logged once, because the state may last.
@@ -107,6 +113,8 @@ struct Arrival {
     source: Source,
     /// The generation of the pods at which it was accepted, if the kernel has to be asked whose address it is.
     unchecked: Option<u64>,
+    /// The kernel's record of its client, whose control group has yet to be found.
+    unresolved: Option<RedirectedSocket>,
 }
 
 /// What a connection may be used for, by its origin.
@@ -152,7 +160,14 @@ impl<A: AssumeRole> Server<A> {
             record,
             probes: Probes::default(),
             health: None,
+            redirected: None,
         }
+    }
+
+    /// Identifies the clients of connections that the kernel's programs redirected.
+    #[must_use]
+    pub(crate) fn with_redirected(self, redirected: Option<Redirected>) -> Self {
+        Self { redirected, ..self }
     }
 
     /// Reports the arrivals of self-tests to these probes.
@@ -204,12 +219,16 @@ impl<A: AssumeRole> Server<A> {
 
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let from = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        if Probes::is_source(from.ip()) && original_destination(&stream).is_some_and(is_metadata) {
+        let Ok(record) = self.redirected.as_ref().map_or(Ok(None), |redirected| redirected.record_of(&stream, from)) else {
+            return self.metrics.connection_refused("record-unreadable");
+        };
+        let is_redirected = record.is_some() || original_destination(&stream).is_some_and(is_metadata);
+        if Probes::is_source(from.ip()) && is_redirected {
             // A self-test only needs to arrive: it is reported, and then closed.
             self.probes.arrived(from);
             return drop(stream);
         }
-        let admission = self.admit(&stream, peer);
+        let mut admission = self.admit(&stream, peer, is_redirected);
         if matches!(admission, Admission::Refused) {
             self.metrics.connection_refused("not-redirected");
             debug!(source = %peer, "closed a connection that was not redirected from the metadata address");
@@ -217,8 +236,24 @@ impl<A: AssumeRole> Server<A> {
         }
         // Changes on which the handshake depended, such as a forged neighbour, were announced before.
         self.proxy.pods().catch_up();
-        let mut arrival = self.arrival(stream, admission, from.ip());
         let server = self.clone();
+        if let (Some(record), Some(redirected)) = (record, &self.redirected) {
+            return match redirected.known(record) {
+                Some(process) => {
+                    if let Admission::Pod(origin) = &mut admission {
+                        origin.process = Some(process);
+                    }
+                    self.admit_arrival(self.arrival(stream, admission, from.ip()));
+                }
+                None if record.is_in_host_network => self.resolve_first(stream, admission, from.ip(), record),
+                // Limits count its address, and its control group is found once it is open.
+                None => {
+                    let arrival = self.arrival(stream, admission, from.ip());
+                    self.admit_arrival(Arrival { unresolved: Some(record), ..arrival });
+                }
+            };
+        }
+        let mut arrival = self.arrival(stream, admission, from.ip());
         if let Source::Unknown(ip, _) = arrival.source
             && self.proxy.pods().has_bridges()
         {
@@ -228,6 +263,11 @@ impl<A: AssumeRole> Server<A> {
                 server.enter(arrival, admitted).await;
             });
         }
+        self.admit_arrival(arrival);
+    }
+
+    fn admit_arrival(self: &Arc<Self>, arrival: Arrival) {
+        let server = self.clone();
         match self.admitted(&arrival.source) {
             Admitted::Refused(limit) => self.refused(&arrival.source, limit),
             admitted => self.drain.track(async move { server.enter(arrival, admitted).await }),
@@ -261,15 +301,18 @@ impl<A: AssumeRole> Server<A> {
     fn arrival(&self, stream: TcpStream, mut admission: Admission, ip: IpAddr) -> Arrival {
         let pods = self.proxy.pods();
         let Admission::Pod(origin) = &mut admission else {
-            return Arrival { stream, admission, source: Source::Node, unchecked: None };
+            return Arrival { stream, admission, source: Source::Node, unchecked: None, unresolved: None };
         };
+        if let Some(source) = redirected::source(origin, pods) {
+            return Arrival { stream, admission, source, unchecked: None, unresolved: None };
+        }
         // Read first, so that a change in between is noticed later.
         let generation = pods.generation();
         let found = pods.at_once(ip);
         let unchecked = found.is_err().then_some(generation);
         let source = Source::at_once(ip, found);
         origin.late = unchecked.is_none() && matches!(source, Source::Unknown(..)) && pods.distrusts_newcomers();
-        Arrival { stream, admission, source, unchecked }
+        Arrival { stream, admission, source, unchecked, unresolved: None }
     }
 
     /// Asks the kernel whose address a connection has. This may wait, so the connection's own task does it.
@@ -301,8 +344,13 @@ impl<A: AssumeRole> Server<A> {
     }
 
     async fn open(&self, arrival: Arrival, permit: ConnectionPermit) {
-        let Arrival { stream, mut admission, source, unchecked } = arrival;
+        let Arrival { stream, mut admission, source, unchecked, unresolved } = arrival;
         let _open = self.metrics.connection();
+        if let Some(record) = unresolved
+            && !self.resolve(&mut admission, record).await
+        {
+            return;
+        }
         if let Some(generation) = unchecked {
             self.check(&mut admission, &source, &permit, generation);
         }
@@ -316,6 +364,7 @@ impl<A: AssumeRole> Server<A> {
 
     /// Counts the connection for its pod, if the pod has become known since.
     fn settle(&self, admission: &Admission, permit: &ConnectionPermit) {
+        // A pod in the node's network is counted by its UID from the beginning.
         if let Admission::Pod(origin) = admission
             && permit.is_unknown()
         {
@@ -324,12 +373,11 @@ impl<A: AssumeRole> Server<A> {
     }
 
     /// Decides what a connection may be used for, by what the kernel knows of it.
-    fn admit(&self, stream: &TcpStream, peer: SocketAddr) -> Admission {
+    fn admit(&self, stream: &TcpStream, peer: SocketAddr, is_redirected: bool) -> Admission {
         let (Ok(local), ip) = (stream.local_addr(), peer.ip().to_canonical()) else {
             return Admission::Refused;
         };
-        let redirected = original_destination(stream).is_some_and(is_metadata);
-        if redirected {
+        if is_redirected {
             return Admission::Pod(Origin::new(ip, Hosts::default()));
         }
         if self.accept_direct {
@@ -365,10 +413,6 @@ fn original_destination(stream: &impl AsFd) -> Option<SocketAddr> {
     }
     let v6 = getsockopt(stream, sockopt::Ip6tOriginalDst).ok()?;
     Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(v6.sin6_addr.s6_addr)), u16::from_be(v6.sin6_port)))
-}
-
-fn is_metadata(address: SocketAddr) -> bool {
-    address.port() == METADATA_PORT && [IpAddr::V4(METADATA_IPV4), IpAddr::V6(METADATA_IPV6)].contains(&address.ip())
 }
 
 #[cfg(test)]

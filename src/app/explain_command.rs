@@ -14,8 +14,8 @@ use crate::explain::look::look;
 use crate::explain::{By, Report, admin};
 use crate::kubernetes::client;
 use crate::metrics::Metrics;
-use crate::pods::Needs;
-use crate::pods::watch::snapshot::{Snapshot, snapshot};
+use crate::pods::watch::snapshot::{Snapshot, SnapshotSettings, snapshot};
+use crate::pods::{HostNetworkRules, Needs, OwnPodName};
 use crate::policy::Policy;
 use crate::policy::node::NodeIdentity;
 
@@ -38,7 +38,10 @@ async fn of_cluster(cluster: Cluster, pod: PodReference, assume: bool) -> anyhow
     let kube = client::connect(&config.pods.api).await?;
     let unknown = |node: &str, message| Report::unknown(&pod, node, By::Cluster, "unknown-pod", message);
     let now = Clock::system().now();
-    let (node, pods, left_out) = match snapshot(&kube, &pod, &config.pods.annotations, needs, now).await? {
+    // Whether the node's daemon has the programs of the kernel is not known here.
+    let host_network = HostNetworkRules::new(config.pods.host_network.clone(), OwnPodName::default(), true);
+    let settings = SnapshotSettings { annotations: &config.pods.annotations, needs, host_network };
+    let (node, pods, left_out) = match snapshot(&kube, &pod, settings, now).await? {
         Snapshot::NoSuchPod => {
             return Ok(unknown("", format!("there is no pod {pod} in this cluster. To fix: check both names, and the kubeconfig context")));
         }

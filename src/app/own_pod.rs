@@ -16,7 +16,7 @@ use crate::kubernetes::client::Client;
 use crate::kubernetes::failure::RequestFailure;
 use crate::kubernetes::own_pod::{PodOnNode, TokenBinding, pods_with};
 use crate::kubernetes::setup::SERVICE_ACCOUNT;
-use crate::pods::Pods;
+use crate::pods::{OwnPodName, Pods};
 use crate::readiness::{Readiness, ReadinessStep};
 
 /// Pause between questions that the API leaves open.
@@ -34,6 +34,14 @@ pub(super) struct OwnPod {
     token: TokenBinding,
     /// The addresses of this machine, or of the network namespace that the daemon is in.
     addresses: fn() -> Vec<IpAddr>,
+}
+
+/// Returns what is known about the daemon's own pod without the Kubernetes API.
+pub(super) fn name(hints: &OwnPodHints) -> OwnPodName {
+    let token = TokenBinding::read(Path::new(SERVICE_ACCOUNT));
+    let name = token.pod.or_else(|| hints.name.clone());
+    let namespace = token.namespace.or_else(|| hints.namespace.clone());
+    OwnPodName { uid: token.uid.or_else(|| hints.uid.clone()), name: namespace.zip(name) }
 }
 
 /// How the node was found.

@@ -3,18 +3,21 @@
 use std::sync::{Arc, OnceLock};
 
 use tokio::net::{TcpListener, UnixListener};
-use tracing::warn;
+use tokio::sync::oneshot;
+use tracing::{error, warn};
 
 use super::own_pod::PODS_KNOWN;
 use super::prepare::{Prepared, SharedWithAdmin};
 use super::{listener, node, overflows, own_pod};
 use crate::admin::{Admin, Rendered};
+use crate::cgroup::{PodCgroups, RedirectPrograms};
 use crate::clock::Clock;
-use crate::config::{Config, RedirectBackend, Restrictions, ServiceAccountRoles};
+use crate::config::{Config, HostNetworkMode, RedirectBackend, Restrictions, ServiceAccountRoles};
 use crate::connections::ConnectionRecord;
 use crate::credentials::sts::Sts;
 use crate::events::Reporter;
 use crate::events::writer::Writer;
+use crate::exemptions::Exemptions;
 use crate::kubernetes::client::Client;
 use crate::kubernetes::setup::is_of_service_account;
 use crate::links::Links;
@@ -23,13 +26,13 @@ use crate::links::cni::Results;
 use crate::links::view::NodeView;
 use crate::metrics::Metrics;
 use crate::pods::watch::{PodWatch, second_witness};
-use crate::pods::{self, Needs, NodeAddresses, Pods, PodsWriter};
+use crate::pods::{self, HostNetworkRules, Needs, NodeAddresses, Pods, PodsWriter};
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::interface_addresses;
 use crate::report::reporter::MigrationReporter;
 use crate::self_test::{Ability, Probes, SelfTest};
-use crate::server::Server;
+use crate::server::{Redirected, Server};
 use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;
 
@@ -52,12 +55,23 @@ pub(super) struct Start<'a> {
 
 impl Start<'_> {
     /// Begins to follow what the node itself sees of its pods. None is known before [`Start::follow_pods`].
-    pub(super) fn open_pods(&mut self) -> (Pods, PodsWriter) {
+    pub(super) fn open_pods(&mut self, host_network: HostNetworkRules) -> (Pods, PodsWriter) {
         let Self { config, metrics, tasks, .. } = self;
+        let (mode, is_enforced) = (host_network.mode(), host_network.is_enforced());
+        metrics.host_network_enforced(is_enforced && mode != HostNetworkMode::Ignore);
+        if mode != HostNetworkMode::Ignore && !is_enforced {
+            error!(
+                event = "host-network-not-enforced",
+                mode = mode.name(),
+                "--host-network-pods has no effect, because nothing on this node redirects pods in the node's network; serving the other \
+                 pods, while these reach the real metadata service; set --redirect=bpf, and see the log lines about it"
+            );
+        }
         let booted = boot::booted(Clock::system().now());
         let (links, results) = (open_links(), Results::none());
         let view = NodeView::new(links.clone(), results.clone(), booted);
         let (writer, pods) = pods::pods_with(Arc::new(view.clone()), booted);
+        writer.write(|index| index.set_host_network(host_network));
         tasks.spawn("overflows of notifications", overflows::report(links.clone(), metrics.clone()));
         tasks.spawn("links of the node", async move { links.keep().await });
         tasks.spawn("view of the node", view.keep());
@@ -98,6 +112,18 @@ impl Start<'_> {
             let step = readiness.step(OWN_POD_KNOWN);
             tasks.spawn("pods of this node", async move { own_pod::await_pods(pods, &readiness, &node, step).await });
         }
+    }
+
+    /// Begins to exempt pods in the node's network from redirection. Returns what identifies redirected connections, and when the
+    /// first exemptions have been made.
+    pub(super) fn exempt_pods(&mut self, pods: &Pods, programs: RedirectPrograms) -> (Redirected, oneshot::Receiver<()>) {
+        let Self { metrics, tasks, .. } = self;
+        let RedirectPrograms { sockets, exemptions, pods_cgroup } = programs;
+        let cgroups = PodCgroups::new(pods_cgroup);
+        let (first, exempted) = oneshot::channel();
+        let exemptions = Exemptions { pods: pods.clone(), cgroups: cgroups.clone(), kernel: exemptions, metrics: metrics.clone() };
+        tasks.spawn("exemptions in the node's network", exemptions.run(first));
+        (Redirected::new(sockets, cgroups), exempted)
     }
 
     /// Begins to write Events, where they are switched on.

@@ -1,6 +1,7 @@
 //! The checks of the node: its packet rules, what other programs left, its ports, and what the process may do.
 
 use super::{CheckItem, CheckSection};
+use crate::config::HostNetworkMode;
 use crate::redirect::status::StatusReport;
 
 const SECTION: CheckSection = CheckSection::Node;
@@ -29,6 +30,20 @@ pub(crate) fn packet_rules(report: &StatusReport, daemon: Option<bool>) -> Check
         (false, _) => SECTION
             .warning("packet-rules", detail)
             .advise("start the daemon, which installs its rules; to close the node before that, install the guard at boot (docs/boot.md)"),
+    }
+}
+
+/// Returns the check of the settings for pods in the node's network. `has_cgroup2` says whether the node has control groups of
+/// version 2 alone, if that is known.
+pub(crate) fn host_network(mode: HostNetworkMode, exempt: usize, has_cgroup2: Option<bool>) -> CheckItem {
+    let flag = format!("--host-network-pods={}", mode.name());
+    match (mode, has_cgroup2) {
+        (HostNetworkMode::Ignore, _) => SECTION
+            .ok("host-network", format!("{flag}: pods with hostNetwork reach the real metadata service, as every process on the node")),
+        (_, Some(false)) => SECTION
+            .warning("host-network", format!("{flag} has no effect on this node: it does not have control groups of version 2 alone"))
+            .advise("boot the node with the unified cgroup hierarchy (systemd.unified_cgroup_hierarchy=1)"),
+        _ => SECTION.ok("host-network", format!("{flag}, with {exempt} exemptions (docs/host-network.md); needs --redirect=bpf")),
     }
 }
 

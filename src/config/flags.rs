@@ -6,7 +6,7 @@ mod flag;
 mod table;
 
 pub use flag::Flag;
-pub use table::{GROUPS, OF_CHECK, OF_EXPLAIN, OF_REDIRECT, OF_REPORT};
+pub use table::{DEFAULT_EXEMPT, GROUPS, OF_CHECK, OF_EXPLAIN, OF_REDIRECT, OF_REPORT};
 use table::{REDIRECT, SERVING};
 
 /// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.

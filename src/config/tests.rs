@@ -69,6 +69,11 @@ const CASES: &[Case] = &[
     ("cni-results", "/var/lib/cni/results", &[], |config| config.pods.cni_results == Some("/var/lib/cni/results".into())),
     ("events", "false", &[], |config| !config.pods.events),
     ("startup-taint", "example.com/rolegate", &[], |config| config.pods.startup_taint.as_deref() == Some("example.com/rolegate")),
+    ("host-network-pods", "serve", &[], |config| config.pods.host_network.pods == HostNetworkMode::Serve),
+    ("host-network-exempt", "static-pods,team/*,kube-system/aws-node", &[], |config| {
+        let items: Vec<_> = config.pods.host_network.exempt.iter().map(ToString::to_string).collect();
+        items == ["static-pods", "team/*", "kube-system/aws-node"]
+    }),
     ("backoff-max-interval", "2s", &[], |config| warned(config, "--backoff-max-interval has no effect")),
     ("cache-resync-period", "1h", &[], |config| warned(config, "--cache-resync-period has no effect")),
     ("resolve-duplicate-cache-ips", "true", &[], |config| warned(config, "--resolve-duplicate-cache-ips has no effect")),

@@ -240,7 +240,7 @@ impl LimitsState {
     fn has_any(&self, source: &Source, key: &SourceKey) -> bool {
         match source {
             Source::Pod(pod) => self.of_namespace(&pod.namespace) > 0,
-            Source::Disputed(_) | Source::Node | Source::Unknown(..) => self.of(key) > 0,
+            Source::Disputed(_) | Source::Node | Source::Unknown(..) | Source::HostNetwork(_) => self.of(key) > 0,
         }
     }
 
@@ -271,7 +271,9 @@ impl LimitsState {
     fn open(&mut self, source: Source, key: SourceKey, slot: Arc<Slot>) {
         self.all += usize::from(key != SourceKey::Node);
         let _ = slot.key.set(key.clone());
-        let account = self.accounts.entry(key).or_insert_with(|| Account { source, open: BTreeMap::new() });
+        let account = self.accounts.entry(key).or_insert_with(|| Account { source: source.clone(), open: BTreeMap::new() });
+        // A pod in the node's network may have become known since its first connection.
+        account.source = source;
         account.open.insert(slot.id, slot);
     }
 

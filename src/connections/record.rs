@@ -29,6 +29,8 @@ pub(crate) enum Limit {
     SourceRate,
     /// New connections of addresses that belong to no known pod.
     UnknownRate,
+    /// Connections whose control group is not known yet.
+    Cgroup,
 }
 
 /// A port that has limits.
@@ -52,6 +54,7 @@ impl Limit {
             Self::Displaced => "displaced",
             Self::SourceRate => "source-rate",
             Self::UnknownRate => "unknown-rate",
+            Self::Cgroup => "cgroup-limit",
         }
     }
 
@@ -75,6 +78,10 @@ impl Limit {
                 ("the address has --limits-connections-per-pod connections open, and none was closed within a second", REUSE)
             }
             (_, Self::SourceRate) => ("the address connects more often than --limits-connection-rate", REUSE),
+            (_, Self::Cgroup) => (
+                "too many connections from control groups that are not known yet",
+                "many pods with hostNetwork may be starting at once, or a container creates control groups: look for privileged pods",
+            ),
             (_, Self::Unknown | Self::Displaced | Self::UnknownRate) => (
                 "addresses that belong to no known pod of this node connect too often, or have too many connections",
                 "many pods may be starting at once, or a pod forges source addresses: look for pods with NET_RAW",
@@ -138,6 +145,12 @@ impl ConnectionRecord {
                 warn!(
                     event = "connection-limit", port, limit, namespace = %pod.namespace, pod = %pod.name, connections, advice,
                     "closed connections of a pod: {cause}"
+                );
+            }
+            Source::HostNetwork(uid) => {
+                warn!(
+                    event = "connection-limit", port, limit, uid = %uid.0, connections, advice,
+                    "closed connections of a pod in the node's network: {cause}"
                 );
             }
             Source::Disputed(ip) => {

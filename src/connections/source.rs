@@ -18,6 +18,8 @@ pub(crate) enum Source {
     Node,
     /// An address that belongs to no known pod of this node, and what it is counted by.
     Unknown(IpAddr, Network),
+    /// A pod in the node's network that is not known yet, by the UID in its control group, which cannot be invented.
+    HostNetwork(PodUid),
 }
 
 /// A known source, as a key.
@@ -44,6 +46,15 @@ impl Source {
         }
     }
 
+    /// Returns the source that a pod in the node's network is, by the UID in its control group and what is known about it.
+    pub(crate) fn in_host_network(uid: Arc<str>, lookup: Lookup) -> Self {
+        match lookup {
+            // A process of the pod connected, wherever it did.
+            Lookup::Found(pod, _) | Lookup::Unreadable(pod) | Lookup::Objected(pod, _) => Self::Pod(pod),
+            Lookup::Ambiguous(_) | Lookup::Unknown => Self::HostNetwork(PodUid(uid)),
+        }
+    }
+
     /// Returns the source behind an address, from what [`Pods::at_once`](crate::pods::Pods::at_once) returns. While the kernel has
     /// to be asked whether the address is still its pod's, the address counts for itself.
     pub(crate) fn at_once(ip: IpAddr, lookup: Result<Lookup, Lookup>) -> Self {
@@ -58,7 +69,7 @@ impl Source {
     pub(crate) fn namespace(&self) -> &str {
         match self {
             Self::Pod(pod) => &pod.namespace,
-            Self::Disputed(_) | Self::Node | Self::Unknown(..) => "",
+            Self::Disputed(_) | Self::Node | Self::Unknown(..) | Self::HostNetwork(_) => "",
         }
     }
 
@@ -71,6 +82,7 @@ impl Source {
     pub(super) fn key(&self) -> Result<SourceKey, (IpAddr, Network)> {
         match self {
             Self::Pod(pod) => Ok(SourceKey::Pod(pod.uid.clone())),
+            Self::HostNetwork(uid) => Ok(SourceKey::Pod(uid.clone())),
             Self::Disputed(ip) => Ok(SourceKey::Disputed(*ip)),
             Self::Node => Ok(SourceKey::Node),
             Self::Unknown(ip, network) => Err((*ip, *network)),

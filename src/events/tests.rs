@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test says loudly what failed")]
 use super::*;
 use crate::credentials::not_asked::NotAsked;
-use crate::pods::PodUid;
+use crate::pods::{HostNetworkTreatment, PodUid};
 use crate::policy::denial::{NamespaceList, RoleMistake, RoleSource};
 use crate::policy::patterns::Mistake;
 use crate::role::ParseError;
@@ -91,8 +91,11 @@ fn causes() -> Vec<EventCause> {
     let failed = failures();
     let failed = failed.iter().flat_map(|error| [false, true].map(|by_default| failed_by(error, by_default))).flatten();
     let closed = EventCause::MetadataClosed { setting: "--node-info-namespaces" };
-    let others = [EventCause::AddressAmbiguous, EventCause::Unreadable, EventCause::HostNetwork, EventCause::TokenRequired, closed];
-    denied.chain(failed).chain(others).chain([EventCause::Forwarded]).collect()
+    let others = [EventCause::AddressAmbiguous, EventCause::Unreadable, EventCause::TokenRequired, closed, EventCause::Forwarded];
+    let host = [HostNetworkTreatment::Ignored, HostNetworkTreatment::Denied, HostNetworkTreatment::Exempt].map(EventCause::HostNetwork);
+    let objections = [Objection::LinkChanged, Objection::OtherPodAttached, Objection::OtherPodConnected, Objection::NotInHostNetwork]
+        .map(EventCause::objected);
+    denied.chain(failed).chain(others).chain(host).chain(objections.into_iter().flatten()).collect()
 }
 
 #[test]

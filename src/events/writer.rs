@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::kubernetes::client::{Client, RequestError, encode};
 use crate::log_once::{Condition, Conditions};
 use crate::metrics::Metrics;
-use crate::pods::{Pod, PodUid, Pods};
+use crate::pods::{HostNetworkTreatment, Pod, PodUid, Pods};
 use crate::shares::Full;
 
 mod dropped;
@@ -243,8 +243,8 @@ impl WriterState {
         }
     }
 
-    /// Forgets pods that are gone, and reports to host-network pods that this node does not serve them: they never send a
-    /// request.
+    /// Forgets pods that are gone, and reports to host-network pods that this node does not serve them: most never send a request
+    /// to it.
     fn look_at_pods(&mut self) {
         self.looked_at = Instant::now();
         let pods = self.pods.all();
@@ -262,15 +262,18 @@ impl WriterState {
     }
 
     fn see_in_node_network(&mut self, pod: &Arc<Pod>) {
-        if !self.reported_hosts.contains(&pod.uid) && !self.ledger.knows(pod, EventCause::HostNetwork) {
-            self.take(EventRecord { pod: pod.clone(), cause: EventCause::HostNetwork });
+        let treatment = self.pods.host_network_treatment(pod);
+        let cause = EventCause::HostNetwork(treatment);
+        if treatment == HostNetworkTreatment::Served || self.reported_hosts.contains(&pod.uid) || self.ledger.knows(pod, cause) {
+            return;
         }
+        self.take(EventRecord { pod: pod.clone(), cause });
     }
 
     fn answered(&mut self, write: &Write, result: Result<(), WriteRefusal>) {
         let answer = meaning(write.verb, &result);
         self.ledger.answered(write, &answer, self.now(), fraction());
-        if answer == WriteOutcome::Written && write.key.cause == EventCause::HostNetwork {
+        if answer == WriteOutcome::Written && matches!(write.key.cause, EventCause::HostNetwork(_)) {
             self.reported_hosts.insert(write.key.pod.uid.clone());
         }
         let outcome = match (&answer, &result) {

@@ -5,14 +5,19 @@ use std::sync::Arc;
 
 use super::{By, Report, ReportStep, ReportedDecision, StsParameters, refusal};
 use crate::advice::Advise as _;
+use crate::config::HostNetworkMode;
 use crate::config::explain_command::PodReference;
-use crate::pods::{Lookup, Objection, Pod, Pods};
+use crate::pods::{HostNetworkTreatment, Lookup, Objection, Pod, Pods};
 use crate::policy::Explanation;
 use crate::policy::trace::StepVerdict;
 use crate::policy::{self, Policy, RoleRequest};
 
 /// The proxy's code for an address that no pod has, used here for a pod without an address.
 const UNKNOWN_POD: &str = "unknown-pod";
+/// The proxy's code for a pod in the node's network that is not served.
+const HOST_NETWORK: &str = "host-network";
+/// The proxy's code for a pod in the node's network that reaches the real metadata service in every mode.
+const HOST_NETWORK_EXEMPT: &str = "host-network-exempt";
 /// The proxy's code while the list of pods is not known.
 const PODS_NOT_LISTED: &str = "pods-not-listed";
 const UNREADABLE_POD: &str = "unreadable-pod";
@@ -113,10 +118,7 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
         if pod.terminating { "terminating: served while its containers run, at most for its grace period" } else { "Pending or Running" };
     note("phase", "", phase.to_owned(), StepVerdict::Passed);
     if pod.host_network {
-        note("network", "", "hostNetwork".to_owned(), StepVerdict::Refused);
-        let message = "the pod has hostNetwork, so its requests look like the node's own. To fix: remove hostNetwork, or give the pod \
-                       credentials in another way";
-        return Err(Unidentified { reason: UNKNOWN_POD, message: message.to_owned() });
+        return in_host_network(pod, pods, report);
     }
     note("network", "", "pod network".to_owned(), StepVerdict::Passed);
     let mut first = None;
@@ -149,6 +151,61 @@ fn identity(pod: &Arc<Pod>, node: &str, pods: &Pods, report: &mut Report) -> Res
                 pod.namespace, pod.name
             );
             Err(Unidentified { reason: UNKNOWN_POD, message })
+        }
+    }
+}
+
+/// Checks that a pod in the node's network is identified and served.
+fn in_host_network(pod: &Arc<Pod>, pods: &Pods, report: &mut Report) -> Result<(), Unidentified> {
+    let (rules, mode) = (pods.host_network_rules(), pods.host_network_rules().mode().name());
+    let treatment = rules.treatment(pod);
+    let mut note = |source: &str, detail: &str, verdict| {
+        report.identity.push(ReportStep { what: "network".to_owned(), source: source.to_owned(), detail: detail.to_owned(), verdict });
+    };
+    let flag = format!("--host-network-pods={mode}");
+    let refused = |reason, message: String| Err(Unidentified { reason, message });
+    match treatment {
+        HostNetworkTreatment::Served => {
+            note(&flag, "hostNetwork; identified by the pod's control group", StepVerdict::Passed);
+            Ok(())
+        }
+        HostNetworkTreatment::Denied => {
+            note(&flag, "hostNetwork; requests are refused", StepVerdict::Refused);
+            refused(
+                HOST_NETWORK,
+                "the pod has hostNetwork, and its requests are refused (--host-network-pods=deny). To fix: remove hostNetwork, set \
+                 --host-network-pods=serve, or add the pod's service account to --host-network-exempt"
+                    .to_owned(),
+            )
+        }
+        HostNetworkTreatment::Exempt => {
+            let item =
+                rules.exemption(pod).map_or_else(|| "the daemon's own pod".to_owned(), |item| format!("--host-network-exempt={item}"));
+            note(&item, "hostNetwork; requests reach the real metadata service", StepVerdict::Refused);
+            refused(
+                HOST_NETWORK_EXEMPT,
+                format!(
+                    "the pod has hostNetwork and is exempt from redirection ({item}), so it reaches the real metadata service and has the \
+                     node's role. To fix: if it should have a role of its own, remove it from --host-network-exempt"
+                ),
+            )
+        }
+        HostNetworkTreatment::Ignored => {
+            note(&flag, "hostNetwork; requests reach the real metadata service", StepVerdict::Refused);
+            if rules.mode() != HostNetworkMode::Ignore {
+                report.notes.push(format!("{flag} has no effect, because --redirect=bpf is not in effect on this node"));
+            }
+            let refused_mode = rules.exemption(pod).map_or_else(
+                || "with --redirect=bpf, --host-network-pods=serve gives the pod its own role, and deny refuses its requests".to_owned(),
+                |item| format!("the pod is exempt (--host-network-exempt={item}), so this is the same in every mode"),
+            );
+            report.notes.push(refused_mode);
+            refused(
+                HOST_NETWORK,
+                "the pod has hostNetwork, so its requests reach the real metadata service, and it has the node's role. To fix: remove \
+                 hostNetwork, set --redirect=bpf and --host-network-pods=serve, or give the pod credentials in another way"
+                    .to_owned(),
+            )
         }
     }
 }
@@ -216,5 +273,7 @@ fn objected(objection: Objection) -> &'static str {
         Objection::Stale => {
             "no contact with the Kubernetes API for longer than --max-staleness, and nothing on the node confirms the address"
         }
+        Objection::OtherPodConnected => "a process in the control group of another pod connected from the address",
+        Objection::NotInHostNetwork => "a process of the pod connected from the node's network",
     }
 }

@@ -99,7 +99,7 @@ fn reasons_why_a_pod_is_not_identified_come_with_advice() {
     writer.write(|index| index.set_node(NodeAddresses { ips: ["10.0.0.7".parse().unwrap()].into(), loopback: true }));
     for (name, reason, wanted) in [
         ("finished", "unknown-pod", "has finished"),
-        ("host", "unknown-pod", "remove hostNetwork"),
+        ("host", "host-network", "remove hostNetwork"),
         ("before", "ambiguous-pod", "belongs to pod shop/after"),
         ("one", "ambiguous-pod", "shop/two claims"),
         ("starting", "unknown-pod", "kubectl describe pod"),
@@ -173,6 +173,40 @@ fn a_report_survives_serialization() {
     for step in report.policy {
         assert!(text.contains(&format!(r#""what":"{}""#, step.what)));
     }
+}
+
+/// What `rolegate explain` says about a pod in the node's network, in each mode.
+#[test]
+fn pods_in_the_nodes_network_are_explained_by_their_treatment() {
+    use crate::config::{ExemptPods, HostNetworkConfig, HostNetworkMode};
+    use crate::pods::{HostNetworkRules, OwnPodName};
+    let explained = |mode, is_enforced, name: &str| {
+        let host = |name: &str| Pod { host_network: true, service_account: name.to_owned(), ..pod(name, &["10.0.0.3"]) };
+        let (writer, pods) = known([host("host"), host("cni")]);
+        let exempt = vec![ExemptPods::OfAccount { namespace: "shop".to_owned(), name: "cni".to_owned() }];
+        let rules = HostNetworkRules::new(HostNetworkConfig { pods: mode, exempt }, OwnPodName::default(), is_enforced);
+        writer.write(|index| index.set_host_network(rules));
+        let (report, request) = look_at(name, &pods, Rules::default());
+        assert_eq!(request.is_some(), report.decision == ReportedDecision::Allowed);
+        let step = report.identity.iter().find(|step| step.what == "network").unwrap();
+        assert!(step.detail.starts_with("hostNetwork"), "{step:?}");
+        (report.decision, report.reason.unwrap_or_default(), report.message, report.notes)
+    };
+    for (mode, is_enforced, name, decision, reason, text) in [
+        (HostNetworkMode::Ignore, true, "host", ReportedDecision::Denied, "host-network", "--host-network-pods=serve"),
+        (HostNetworkMode::Serve, true, "host", ReportedDecision::Allowed, "", "role/web"),
+        (HostNetworkMode::Deny, true, "host", ReportedDecision::Denied, "host-network", "--host-network-pods=deny"),
+        (HostNetworkMode::Serve, true, "cni", ReportedDecision::Denied, "host-network-exempt", "--host-network-exempt=shop/cni"),
+        (HostNetworkMode::Deny, true, "cni", ReportedDecision::Denied, "host-network-exempt", "--host-network-exempt=shop/cni"),
+        (HostNetworkMode::Serve, false, "host", ReportedDecision::Denied, "host-network", "real metadata service"),
+    ] {
+        let (decided, said, message, notes) = explained(mode, is_enforced, name);
+        assert_eq!((decided, said.as_str(), message.contains(text)), (decision, reason, true), "{mode:?} {name}: {message}");
+        let is_told = notes.iter().any(|note| note.contains("has no effect"));
+        assert_eq!(is_told, !is_enforced, "{notes:?}");
+    }
+    let (.., notes) = explained(HostNetworkMode::Ignore, true, "cni");
+    assert!(notes.iter().any(|note| note.contains("the same in every mode")), "{notes:?}");
 }
 
 /// Reports as users see them.

@@ -99,6 +99,13 @@ descriptions! {
         "Failed self-tests, by reason.";
     PODS_OUTSIDE = "gauge" "rolegate_pods_outside_interfaces" []
         "Addresses of pods behind interfaces that --host-interface does not match.";
+    HOST_NETWORK_ENFORCED = "gauge" "rolegate_host_network_enforced" []
+        "1 if --host-network-pods is in effect on this node, else 0: then all pods in the node's network reach the real metadata \
+         service.";
+    EXEMPT_PODS = "gauge" "rolegate_host_network_exempt_pods" []
+        "Pods in the node's network that the kernel lets reach the real metadata service.";
+    EXEMPTION_UPDATES = "counter" "rolegate_host_network_exemption_updates_total" ["outcome"]
+        "Updates of the pods in the node's network that the kernel lets reach the real metadata service, by outcome.";
     EVENTS = "counter" "rolegate_events_total" ["outcome"]
         "Events for the owners of pods, by outcome.";
     REDIRECT_IN_PLACE = "gauge" "rolegate_redirect_in_place" []

@@ -8,6 +8,8 @@
 //! A pod whose current state cannot be read keeps its claim to its last known addresses but is not served: no pod is served at
 //! these addresses until the pod can be read again or is gone. If the addresses of such a pod are not known, it may have any
 //! address that a terminating pod had. The node's own addresses belong to no pod.
+//!
+//! A pod in the host network is found by its UID, which its control group shows.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -15,14 +17,17 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+mod by_uid;
 mod claims;
 mod context;
+mod host_network;
 mod known;
 mod named;
 mod needs;
 mod tombstones;
 
-pub use known::{Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodOwner, PodUid, Sandbox, ServiceAccount};
+pub use host_network::{HostNetworkRules, HostNetworkTreatment, OwnPodName};
+pub use known::{ByUid, Claims, Namespace, NodeAddresses, Pod, PodContext, PodName, PodOwner, PodUid, Sandbox, ServiceAccount};
 use named::Named;
 use needs::PodNeeds;
 use tombstones::Tombstones;
@@ -77,6 +82,7 @@ pub struct Index {
     namespaces: HashMap<String, Arc<Namespace>>,
     service_accounts: HashMap<Name, Arc<ServiceAccount>>,
     forbidden_service_accounts: HashSet<Name>,
+    host_network: HostNetworkRules,
 }
 
 impl Index {
@@ -173,7 +179,7 @@ impl Index {
             self.by_ip.entry(*ip).and_modify(|named| named.add(&pod.uid)).or_insert_with(|| Named::by(pod.uid.clone()));
         }
         self.by_name.insert(Digest::of_pod(&pod.namespace, &pod.name), pod.uid.clone());
-        self.needs.add(&pod);
+        self.needs.add(&pod, self.may_send(&pod));
         self.pods.insert(pod.uid.clone(), VersionedPod { pod: Arc::new(pod), version });
     }
 
@@ -329,7 +335,7 @@ impl Index {
         let Some(VersionedPod { pod, .. }) = self.pods.remove(uid) else {
             return;
         };
-        self.needs.remove(&pod);
+        self.needs.remove(&pod, self.may_send(&pod));
         for ip in &pod.ips {
             if self.by_ip.get_mut(ip).is_some_and(|named| named.remove(uid)) {
                 self.by_ip.remove(ip);
@@ -372,8 +378,8 @@ impl Index {
         self.needs.all_namespaces()
     }
 
-    /// Returns the namespaces of pods that can be served: pods that are not finished and not in the host network. The kubelet
-    /// limits their number; finished pods stay as long as their authors like.
+    /// Returns the namespaces of pods that can be served: pods that are not finished and, unless they are served, not in the host
+    /// network. The kubelet limits their number; finished pods stay as long as their authors like.
     pub fn namespaces_of_pods(&self) -> BTreeSet<String> {
         self.needs.namespaces()
     }
@@ -393,6 +399,11 @@ impl Index {
     /// Returns the pods that have addresses of their own, or may get them, in no particular order.
     pub fn with_addresses(&self) -> impl Iterator<Item = &Arc<Pod>> {
         self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_claim(self.now))
+    }
+
+    /// Returns the pods whose requests may be served, now or once they have an address, in no particular order.
+    pub fn that_may_ask(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values().map(|held| &held.pod).filter(|pod| pod.may_run(self.now) && self.may_send(pod))
     }
 
     /// Returns the digests of the UIDs of all known pods, readable or not.

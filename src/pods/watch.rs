@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use tracing::{debug, info, warn};
 
 use super::{Needs, NodeAddresses, Pod, PodName, PodUid, Pods, PodsWriter};
+use crate::cgroup::is_static_uid;
 use crate::clock::CLOCK_EVERY;
 use crate::config::AnnotationKeys;
 use crate::kubernetes::client::Client;
@@ -36,6 +37,10 @@ use objects::{ObjectMeta, PodObject};
 
 /// Annotation with the session's name (kiam's name for it).
 pub const SESSION_NAME_KEY: &str = "iam.amazonaws.com/session-name";
+/// Annotation of the API's mirror of a static pod, which the API lets nobody change: the UID by which the kubelet knows the pod.
+const MIRROR_KEY: &str = "kubernetes.io/config.mirror";
+/// The length of that UID, in bytes.
+const MAX_MIRROR: usize = 32;
 /// The longest role, external ID, session name or namespace list that policy accepts, in bytes.
 const MAX_ROLE: usize = 2048;
 const MAX_EXTERNAL_ID: usize = 1224;
@@ -233,6 +238,7 @@ fn pod_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
         Annotation::new(&keys.role, MAX_ROLE),
         Annotation::new(&keys.external_id, MAX_EXTERNAL_ID),
         Annotation::new(SESSION_NAME_KEY, MAX_SESSION_NAME),
+        Annotation::new(MIRROR_KEY, MAX_MIRROR),
     ]
 }
 
@@ -264,6 +270,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         host_network: object.host_network,
         sandbox: object.sandbox,
         may_have_net_raw: object.may_have_net_raw,
+        static_uid: metadata.take_annotation(MIRROR_KEY, MAX_MIRROR).filter(|uid| is_static_uid(uid)).map(Into::into),
         owner: metadata.owner.take(),
     };
     Some((pod, version))

@@ -32,6 +32,10 @@ pub enum Objection {
     BeforeBoot,
     /// The API has been silent for too long, and the node itself does not confirm the claim.
     Stale,
+    /// The process that connected from the address is in the control group of another pod.
+    OtherPodConnected,
+    /// A process of the pod connected from the node's network, and the pod is not in that network.
+    NotInHostNetwork,
 }
 
 impl Objection {
@@ -42,6 +46,8 @@ impl Objection {
             Self::OtherPodAttached => "cni-result-conflict",
             Self::BeforeBoot => "before-boot",
             Self::Stale => "api-stale",
+            Self::OtherPodConnected => "cgroup-conflict",
+            Self::NotInHostNetwork => "not-in-host-network",
         }
     }
 }

@@ -98,7 +98,11 @@ impl Migration {
         let reason = refusal.reason();
         match refusal {
             Refusal::AmbiguousAddress(pods) => pods.iter().for_each(|pod| strict.recorder.refused(pod, reason, "")),
-            Refusal::UnreadablePod(pod) | Refusal::Objected(pod, _) | Refusal::OtherRole(pod) | Refusal::Rejected(Some(pod), _) => {
+            Refusal::UnreadablePod(pod)
+            | Refusal::Objected(pod, _)
+            | Refusal::OtherRole(pod)
+            | Refusal::HostNetwork(pod)
+            | Refusal::Rejected(Some(pod), _) => {
                 strict.recorder.refused(pod, reason, "");
             }
             // Roles and paths are recorded where they are decided. The others have no pod, or pass by themselves.
@@ -110,6 +114,8 @@ impl Migration {
             | Refusal::Changed(_)
             | Refusal::Rejected(None, _)
             | Refusal::UnknownPod
+            | Refusal::UnknownCgroup
+            | Refusal::HostNetworkExempt(_)
             | Refusal::PodsNotListed => {}
         }
     }

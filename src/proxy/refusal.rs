@@ -1,23 +1,29 @@
 //! The reasons why a pod gets nothing, and the only place that decides what the pod and the operator learn of it.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use tracing::{debug, info, warn};
 
 use super::metadata::table::Set;
+use super::origin::Origin;
 use super::respond::Outcome;
 use super::route::{Rejection, Route};
 use crate::advice::Advise as _;
 use crate::events::EventCause;
-use crate::pods::{Objection, Pod};
+use crate::pods::{HostNetworkTreatment, Objection, Pod};
 use crate::policy::Denial;
 use crate::text;
 
 /// The reason why a pod gets nothing, with what the operator should know.
 pub(super) enum Refusal {
     UnknownPod,
+    /// The process that connected is in the control group of no pod.
+    UnknownCgroup,
+    /// The pod is in the node's network, and nothing is served to such pods.
+    HostNetwork(Arc<Pod>),
+    /// The pod is in the node's network and should not have been redirected.
+    HostNetworkExempt(Arc<Pod>),
     /// Like [`Self::UnknownPod`], before the list of pods is known.
     PodsNotListed,
     AmbiguousAddress(Vec<Arc<Pod>>),
@@ -84,6 +90,9 @@ impl Refusal {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownPod => "unknown-pod",
+            Self::UnknownCgroup => "unknown-cgroup",
+            Self::HostNetwork(_) => "host-network",
+            Self::HostNetworkExempt(_) => "host-network-exempt",
             Self::PodsNotListed => "pods-not-listed",
             Self::AmbiguousAddress(_) => "ambiguous-pod",
             Self::UnreadablePod(_) => "unreadable-pod",
@@ -101,9 +110,11 @@ impl Refusal {
     /// Returns the pod whose request is refused, if it is one.
     pub(super) fn pod(&self) -> Option<&Arc<Pod>> {
         match self {
-            Self::UnknownPod | Self::PodsNotListed | Self::AmbiguousAddress(_) => None,
+            Self::UnknownPod | Self::UnknownCgroup | Self::PodsNotListed | Self::AmbiguousAddress(_) => None,
             Self::Rejected(pod, _) => pod.as_ref(),
             Self::UnreadablePod(pod)
+            | Self::HostNetwork(pod)
+            | Self::HostNetworkExempt(pod)
             | Self::Objected(pod, _)
             | Self::Denied { pod, .. }
             | Self::OtherRole(pod)
@@ -130,6 +141,7 @@ impl Refusal {
     pub(super) fn event(&self) -> Option<EventCause> {
         match self {
             Self::UnreadablePod(_) => Some(EventCause::Unreadable),
+            Self::HostNetwork(_) => Some(EventCause::HostNetwork(HostNetworkTreatment::Denied)),
             Self::Objected(_, objection) => EventCause::objected(*objection),
             Self::Denied { denial, by_default, .. } => EventCause::denied(*denial, *by_default),
             Self::Token { given: false, .. } => Some(EventCause::TokenRequired),
@@ -137,6 +149,8 @@ impl Refusal {
             Self::Rejected(Some(_), Rejection::Forwarded) => Some(EventCause::Forwarded),
             // Nobody to tell, or nothing that the owner could change. Each claimant of an address is told for itself.
             Self::UnknownPod
+            | Self::UnknownCgroup
+            | Self::HostNetworkExempt(_)
             | Self::PodsNotListed
             | Self::AmbiguousAddress(_)
             | Self::OtherRole(_)
@@ -158,14 +172,20 @@ impl Refusal {
     pub(super) fn outcome(&self, asked: RequestKind) -> Outcome {
         match self {
             Self::UnknownPod | Self::AmbiguousAddress(_) | Self::UnreadablePod(_) if asked == RequestKind::Token => Outcome::Failed,
-            // The API or the node's own view is behind, so that SDKs should retry.
-            Self::Changed(_) | Self::Objected(..) | Self::PodsNotListed | Self::Unavailable(_) => Outcome::Failed,
+            // The API or the node's own view is behind, or an exemption is not in effect yet, so that SDKs should retry.
+            Self::Changed(_)
+            | Self::Objected(..)
+            | Self::PodsNotListed
+            | Self::Unavailable(_)
+            | Self::UnknownCgroup
+            | Self::HostNetworkExempt(_) => Outcome::Failed,
             Self::Denied { denial, .. } if denial.may_pass() => Outcome::Failed,
             Self::Token { .. } => Outcome::Unauthorized,
             Self::Rejected(_, rejection) => Outcome::Rejected(*rejection),
             Self::UnknownPod
             | Self::AmbiguousAddress(_)
             | Self::UnreadablePod(_)
+            | Self::HostNetwork(_)
             | Self::Denied { .. }
             | Self::OtherRole(_)
             | Self::Path { .. }
@@ -174,10 +194,33 @@ impl Refusal {
     }
 
     /// Logs the refusal for the operator. `again` says that the pod merely looks for credentials, and that this was logged before.
-    pub(super) fn log(&self, ip: IpAddr, path: &str, again: bool) {
-        let (reason, path) = (self.reason(), text::path(path));
+    pub(super) fn log(&self, origin: &Origin, path: &str, again: bool) {
+        let (ip, reason, path) = (origin.ip, self.reason(), text::path(path));
+        let owner = origin.process.as_ref().and_then(|process| process.owner.as_ref());
+        let uid = owner.map(|owner| &*owner.pod);
+        let container = owner.and_then(|owner| owner.container.as_deref());
         let (namespace, pod) = self.pod().map(|pod| (pod.namespace.as_str(), pod.name.as_str())).unzip();
         match self {
+            Self::UnknownPod if uid.is_some() => warn!(
+                event = "request-refused", source = %ip, uid, container, reason, path,
+                advice = "check the connection to the Kubernetes API, and that --node is the name of this node",
+                "refused: no living pod of this node is known to have the UID of the client's control group"
+            ),
+            Self::UnknownCgroup => warn!(
+                event = "request-refused", source = %ip, reason, path,
+                advice = "check that the kernel's programs are attached to the control group in which the kubelet creates those of the pods",
+                "refused: the client's process is in the control group of no pod"
+            ),
+            Self::HostNetwork(_) => warn!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                advice = "remove hostNetwork, set --host-network-pods=serve, or add the pod's service account to --host-network-exempt",
+                "refused: the pod is in the node's network, and --host-network-pods=deny"
+            ),
+            Self::HostNetworkExempt(_) => info!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                "refused: the pod is exempt from redirection, and the kernel's programs have not taken that in yet; SDKs retry, and reach \
+                 the real metadata service then"
+            ),
             Self::UnknownPod => warn!(
                 event = "request-refused", source = %ip, reason, path,
                 "refused: no pod of this node is known to have this address; pods in the host's network cannot be served"
@@ -201,7 +244,7 @@ impl Refusal {
             ),
             Self::Objected(_, objection) => {
                 let (cause, advice) = explanation(*objection);
-                warn!(event = "identity-objection", namespace, pod, source = %ip, reason, path, advice, "refused: {cause}");
+                warn!(event = "identity-objection", namespace, pod, source = %ip, uid, container, reason, path, advice, "refused: {cause}");
             }
             Self::Denied { denial, .. } if again => debug!(
                 event = "request-refused", namespace, pod, source = %ip, reason, path, advice = denial.advice().as_deref(),
@@ -314,6 +357,14 @@ fn explanation(objection: Objection) -> (&'static str, Option<&'static str>) {
             "no contact with the Kubernetes API for longer than --max-staleness, and nothing on this node confirms that the address is \
              still the pod's",
             Some("check the connection to the API server"),
+        ),
+        Objection::OtherPodConnected => (
+            "the process that connected is in the control group of another pod (uid)",
+            Some("find out how that pod sends from this address: look for NET_RAW, NET_ADMIN and shared network namespaces"),
+        ),
+        Objection::NotInHostNetwork => (
+            "a process of the pod connected from the node's network, and the pod has no hostNetwork",
+            Some("find out how it entered that network: look for privileged containers and hostPID"),
         ),
     }
 }

@@ -21,6 +21,7 @@ use crate::policy::patterns::Patterns;
 use crate::role::CallerIdentity;
 
 mod events;
+mod host_network;
 mod identity;
 mod waiting;
 

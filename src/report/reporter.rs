@@ -15,7 +15,7 @@ use super::workload::Workload;
 use super::{Finding, FindingKind, MigrationReport, REPORT_VERSION, ReportedNamespace, ReportedNode, ReportedSettings, ReportedWorkload};
 use crate::advice::Advise as _;
 use crate::config::{PatternFormat, StrictSettings};
-use crate::pods::{Namespace, Pod, PodContext, Pods};
+use crate::pods::{HostNetworkTreatment, Namespace, Pod, PodContext, Pods};
 use crate::policy::denial::NamespaceList;
 use crate::policy::{Decision, Denial, Policy};
 use crate::role::RoleArn;
@@ -140,9 +140,16 @@ impl MigrationReporter {
 
     /// Adds what the known pods show without a request. Returns their workloads.
     fn look_at_pods(&self, draft: &mut Draft) -> BTreeSet<Workload> {
-        for pod in self.pods.all().iter().filter(|pod| pod.host_network && !pod.finished && pod.role.is_some()) {
+        for pod in self.pods.in_host_network().iter().filter(|pod| pod.role.is_some()) {
+            let (reason, advice) = match self.pods.host_network_treatment(pod) {
+                HostNetworkTreatment::Ignored => ("host-network", ON_HOST_NETWORK),
+                HostNetworkTreatment::Denied => ("host-network", DENIED_ON_HOST_NETWORK),
+                HostNetworkTreatment::Exempt => ("host-network-exempt", EXEMPT_ON_HOST_NETWORK),
+                // Its role is decided like that of any other pod.
+                HostNetworkTreatment::Served => continue,
+            };
             let role = role_text(pod, self.policy.named_role(pod, &PodContext::default()));
-            draft.add(&self.workload(pod), (FindingKind::HostNetwork, role, "host-network"), || ON_HOST_NETWORK.to_owned());
+            draft.add(&self.workload(pod), (FindingKind::HostNetwork, role, reason), || advice.to_owned());
         }
         let mut here = BTreeSet::new();
         for (pod, context) in self.pods.that_may_ask().1 {
@@ -262,8 +269,12 @@ impl MigrationReporter {
 const STAR_IN_PATH: &str = "no glob pattern matches this role alone, because its path has a star, which matches any text: correct the role \
                             annotation, or use regular expressions (--namespace-restriction-format=regexp)";
 const NEEDS_TOKENS: &str = "update the client or its SDK to a version that uses IMDSv2; until then, keep --imds-tokens=optional";
-const ON_HOST_NETWORK: &str = "rolegate cannot identify pods in the host's network: remove hostNetwork, or give the pod credentials in \
-                               another way";
+const ON_HOST_NETWORK: &str = "the pod reaches the real metadata service: remove hostNetwork, set --redirect=bpf and \
+                               --host-network-pods=serve, or give the pod credentials in another way";
+const DENIED_ON_HOST_NETWORK: &str = "its requests are refused: remove hostNetwork, set --host-network-pods=serve, or add its service account \
+                                      to --host-network-exempt";
+const EXEMPT_ON_HOST_NETWORK: &str = "the pod reaches the real metadata service, and the annotation has no effect: remove the annotation, or \
+                                      remove the pod from --host-network-exempt";
 const WITHOUT_ROLE: &str = "kube2iam gave this pod the node's role, and rolegate does not: name a role in the annotation of the pod, or \
                             give --default-role; if the pod only looks for a role, nothing has to be done";
 
@@ -277,6 +288,7 @@ fn advice_of_set(set: &str) -> &'static str {
 fn advice_of_refusal(reason: &str) -> &'static str {
     match reason {
         "path" => "rolegate never serves this path: give the pod what it needs in another way, such as a ConfigMap or a Secret",
+        "host-network" => DENIED_ON_HOST_NETWORK,
         "other-role" => "configure the client to use the role that rolegate lists",
         "ambiguous-pod" | "unreadable-pod" => "see the log line with the event request-refused",
         "host" => "send requests to 169.254.169.254, with that name",

@@ -152,7 +152,8 @@ fn every_metric_is_documented_correctly() {
 #[test]
 fn every_value_of_a_label_is_documented() {
     let (proxy, route, policy) = (read("src/proxy.rs"), read("src/proxy/route.rs"), read("src/policy/denial.rs"));
-    let (server, metrics, credentials) = (read("src/server.rs"), read("src/metrics.rs"), read("src/credentials.rs"));
+    let (metrics, credentials) = (read("src/metrics.rs"), read("src/credentials.rs"));
+    let server = read("src/server.rs") + &read("src/server/resolve.rs");
     let (cache, probe) = (read("src/credentials/cache.rs"), read("src/self_test/outcome.rs"));
     let (watch, ambiguous) = (read("src/pods/watch.rs") + &read("src/pods/watch/context.rs"), read("src/pods/watch/ambiguous.rs"));
     let names = |text: &str, of: &str| literals_after(between(text, of, "\n}\n").split_once("-> &'static str {").unwrap().1, "=> ");
@@ -212,8 +213,11 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_metadata_reads_total{outcome}", literals_after(&read("src/proxy/metadata.rs"), "metadata_read(")),
         ("rolegate_connections_refused_total{reason}", [literals_after(&server, "connection_refused("), limits.clone()].concat_sets()),
         ("rolegate_connections_ended_total{reason}", ended.concat_sets()),
-        // On that port, a source has too few connections to be asked to leave the last ones to others.
-        ("rolegate_metrics_port_refused_total{reason}", limits.into_iter().filter(|limit| limit != "room").collect()),
+        // No control group is looked for on that port, and a source has too few connections to be asked to leave the last ones to others.
+        (
+            "rolegate_metrics_port_refused_total{reason}",
+            limits.into_iter().filter(|limit| !matches!(&**limit, "room" | "cgroup-limit")).collect(),
+        ),
         ("rolegate_pod_wait_seconds{outcome}", waits.concat_sets()),
         ("rolegate_watch_errors_total{resource}", literals_after(&watch, "resource: ")),
         ("rolegate_watch_undecodable_total{resource}", literals_after(&watch, "resource: ")),
@@ -229,6 +233,10 @@ fn every_value_of_a_label_is_documented() {
         ("rolegate_self_test{state}", names(&probe, "impl SelfTestState {")),
         ("rolegate_self_test_failures_total{reason}", names(&probe, "impl SelfTestFailure {")),
         ("rolegate_cni_result_files{state}", literals_in(between(&metrics, "fn cni_results", "\n    }\n"))),
+        (
+            "rolegate_host_network_exemption_updates_total{outcome}",
+            literals_in(between(&read("src/metrics/host_network.rs"), "fn exemptions_updated", "\n    }\n")),
+        ),
         ("rolegate_startup_taint_looks_total{outcome}", looks),
         ("rolegate_migration_findings{finding}", literals_in(between(&read("src/report.rs"), "pub(crate) const ALL", "];"))),
     ];

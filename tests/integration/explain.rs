@@ -154,7 +154,7 @@ const OUTCOMES: &[(&str, i32, &str, &str)] = &[
     ("shop/cache-a", 1, "ambiguous-pod", "shop/cache-b claims the address"),
     ("shop/cache-b", 1, "ambiguous-pod", "shop/cache-a claims the address"),
     ("shop/plain", 1, "no-role", "there is no --default-role"),
-    ("shop/agent", 1, "unknown-pod", "remove hostNetwork"),
+    ("shop/agent", 1, "host-network", "remove hostNetwork"),
     ("shop/job", 1, "unknown-pod", "ask about the pod that replaces it"),
     ("shop/starting", 1, "unknown-pod", "kubectl describe pod --namespace shop starting"),
     ("shop/nobody", 3, "unknown-pod", "check both names"),

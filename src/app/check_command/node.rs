@@ -1,6 +1,7 @@
 //! The node: packet rules, leftovers, ports, capabilities, and the self-test.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use super::step::{STEP, is_on_node, missing_addresses, no_answer, of_failure, within};
 use crate::app::listener::listens;
@@ -34,12 +35,20 @@ pub(super) async fn checks(config: &Config, place: &CheckPlace, self_test: Abili
         checks.push(SECTION.skipped("packet-rules", "--redirect=none: other programs install the rules"));
         None
     };
+    let host_network = &config.pods.host_network;
+    checks.push(node::host_network(host_network.pods, host_network.exempt.len(), has_cgroup2()));
     let port = |check, flag, address: SocketAddr| {
         node::port(CheckedPort { check, flag, port: address.port(), is_in_use: listens(address) }, daemon)
     };
     checks.push(port("app-port", "--app-port", listen_address(config.server.address, config.server.port)));
     checks.push(port("metrics-port", "--metrics-port", listen_address(config.admin.address, config.admin.port)));
     checks
+}
+
+/// Whether the node has control groups of version 2 alone; `None` if its cgroup file system is not mounted here.
+fn has_cgroup2() -> Option<bool> {
+    let mount = Path::new("/sys/fs/cgroup");
+    mount.is_dir().then(|| mount.join("cgroup.controllers").exists())
 }
 
 /// The checks of the rules, and whether a daemon runs on this node.

@@ -2,6 +2,15 @@
 
 use super::flag::{Flag, list, on_switch, switch, value};
 
+/// Default of `--host-network-exempt`: parts of the node and of the cluster that need the node's own role and run in its network.
+/// Whoever may create pods with one of these service accounts controls the cluster already.
+pub const DEFAULT_EXEMPT: &str = "static-pods,kube-system/aws-node,kube-system/cilium,kube-system/cilium-operator,\
+                                  kube-system/calico-node,calico-system/calico-node,kube-system/ebs-csi-controller-sa,\
+                                  kube-system/ebs-csi-node-sa,kube-system/efs-csi-controller-sa,kube-system/efs-csi-node-sa,\
+                                  kube-system/cloud-controller-manager,kube-system/aws-cloud-controller-manager,\
+                                  kube-system/kops-controller,kube-system/dns-controller,\
+                                  kube-system/aws-node-termination-handler";
+
 /// The flags, grouped as `--help` prints them.
 pub const GROUPS: &[(&str, &[Flag])] = &[
     ("Pods and the Kubernetes API", PODS),
@@ -56,6 +65,20 @@ const PODS: &[Flag] = &[
         "KEY",
         "",
         "Key of the taints that are removed from this node once the daemon is ready; requires get and patch of nodes",
+    ),
+    value(
+        "host-network-pods",
+        "MODE",
+        "ignore",
+        "Requests of pods with hostNetwork, where --redirect=bpf is in effect: ignore (they reach the real metadata service), deny, or \
+         serve (each pod gets its own role)",
+    ),
+    list(
+        "host-network-exempt",
+        "NAMESPACE/SERVICEACCOUNT",
+        DEFAULT_EXEMPT,
+        "Pods with hostNetwork that reach the real metadata service in every mode: a list of NAMESPACE/SERVICEACCOUNT, NAMESPACE/* for \
+         all pods of a namespace, and static-pods",
     ),
     value(
         "backoff-max-interval",

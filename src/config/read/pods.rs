@@ -7,7 +7,7 @@ use secrecy::SecretString;
 
 use crate::config::own_pod::OwnPodHints;
 use crate::config::source::SettingSource;
-use crate::config::{AnnotationKeys, ApiConfig, DEFAULT_MAX_STALENESS, DEFAULT_POD_WAIT, PodsConfig, RedirectConfig};
+use crate::config::{AnnotationKeys, ApiConfig, DEFAULT_MAX_STALENESS, DEFAULT_POD_WAIT, HostNetworkConfig, PodsConfig, RedirectConfig};
 
 /// With a shorter time, pods could be refused although nothing is wrong: an idle watch is only given up after 90 seconds.
 const SHORT_STALENESS: Duration = Duration::from_secs(180);
@@ -33,6 +33,7 @@ pub(in crate::config) fn pods(source: &mut SettingSource<'_>, redirect: &Redirec
         cni_results: source.directory("cni-results"),
         events: source.switch("events"),
         startup_taint: source.taint_key("startup-taint"),
+        host_network: HostNetworkConfig::read(source),
     }
 }
 

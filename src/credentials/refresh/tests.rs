@@ -154,6 +154,21 @@ async fn denied_pods_cause_no_requests() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn sessions_of_served_pods_in_the_nodes_network_are_fetched_ahead() {
+    use crate::config::{ExemptPods, HostNetworkConfig, HostNetworkMode};
+    use crate::pods::{HostNetworkRules, OwnPodName};
+    let node = node().await;
+    let exempt = vec![ExemptPods::OfAccount { namespace: "default".to_owned(), name: "cni".to_owned() }];
+    let rules = HostNetworkRules::new(HostNetworkConfig { pods: HostNetworkMode::Serve, exempt }, OwnPodName::default(), true);
+    node.writer.write(|index| index.set_host_network(rules));
+    let host = Pod { host_network: true, ..pod("host", "web") };
+    node.apply(host.clone()).await;
+    node.apply(Pod { host_network: true, service_account: "cni".to_owned(), ..pod("cni", "db") }).await;
+    pass(MINUTE).await;
+    assert_eq!(node.sts.requests(), [node.request(&host)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn prefetching_starts_when_the_daemons_identity_is_known() {
     let node = node_with(Options { known: false, ..Options::default() }).await;
     node.apply(pod("web", "web")).await;

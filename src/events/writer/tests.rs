@@ -218,6 +218,35 @@ async fn host_network_pods_get_one_event_when_first_seen() {
     assert_eq!((bed.sent().len(), bed.counted("suppressed")), (2, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_event_of_a_host_network_pod_says_what_happens_to_it() {
+    use crate::config::{ExemptPods, HostNetworkConfig, HostNetworkMode};
+    use crate::pods::{HostNetworkRules, OwnPodName};
+    let host = |name: &str| Pod { host_network: true, role: Some("web-role".to_owned()), service_account: name.to_owned(), ..pod(name) };
+    let namespace = pod("agent").namespace;
+    for (mode, expected) in [
+        (HostNetworkMode::Serve, &[("cni", "host-network-exempt: ")][..]),
+        (HostNetworkMode::Deny, &[("agent", "host-network: the pod has hostNetwork, and this cluster"), ("cni", "host-network-exempt: ")]),
+        (HostNetworkMode::Ignore, &[("agent", "host-network: the pod names a role"), ("cni", "host-network: the pod names a role")]),
+    ] {
+        let bed = Bed::start(Fake::default(), []);
+        let exempt = vec![ExemptPods::OfAccount { namespace: namespace.clone(), name: "cni".to_owned() }];
+        bed.index.write(|index| {
+            index.set_host_network(HostNetworkRules::new(HostNetworkConfig { pods: mode, exempt }, OwnPodName::default(), true));
+            index.reset([host("agent"), host("cni")]);
+        });
+        bed.wait_for(expected.len()).await;
+        bed.pass(FORGET_AFTER).await;
+        let mut told: Vec<_> =
+            bed.sent().into_iter().map(|(_, event)| (event["regarding"]["name"].clone(), event["note"].clone())).collect();
+        told.sort_by_key(|(name, _)| name.to_string());
+        assert_eq!(told.len(), expected.len(), "{mode:?}: {told:?}");
+        for ((name, note), (pod, start)) in told.iter().zip(expected) {
+            assert!(name == pod && note.as_str().unwrap().starts_with(start), "{mode:?}: {name} {note}");
+        }
+    }
+}
+
 /// The permission may be added long after the start.
 #[tokio::test(start_paused = true)]
 async fn host_network_pods_get_events_once_permission_is_added() {

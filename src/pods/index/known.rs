@@ -59,12 +59,15 @@ pub struct Pod {
     pub terminating: bool,
     /// When the pod's addresses are no longer its own, even without further events; `None` while its deletion has not begun.
     pub claims_until: Option<Timestamp>,
-    /// Whether the pod has the node's address and cannot be distinguished from the node.
+    /// Whether the pod is in the node's network and has the node's address. Its control group distinguishes it from the node.
     pub host_network: bool,
     /// What the API says about the network of its addresses.
     pub sandbox: Sandbox,
     /// Whether one of its containers may have the capability `NET_RAW`: it is privileged, adds it, or does not drop it.
     pub may_have_net_raw: bool,
+    /// The UID by which the kubelet knows the pod, if it is a static pod: the hash of its manifest. The API has a mirror of such a
+    /// pod, with a UID of its own.
+    pub static_uid: Option<Box<str>>,
     /// The object that manages the pod, if owners are read.
     pub owner: Option<Box<PodOwner>>,
 }
@@ -115,6 +118,7 @@ impl Pod {
             host_network: false,
             sandbox: Sandbox::default(),
             may_have_net_raw: false,
+            static_uid: None,
             owner: None,
         }
     }
@@ -126,7 +130,17 @@ impl Pod {
 
     /// Returns whether the pod has addresses of its own at this time, known or not.
     pub(super) fn may_claim(&self, now: Timestamp) -> bool {
-        !self.finished && !self.host_network && self.claims_until.is_none_or(|until| now < until)
+        self.may_run(now) && !self.host_network
+    }
+
+    /// Returns whether containers of the pod may run at this time.
+    pub(super) fn may_run(&self, now: Timestamp) -> bool {
+        !self.finished && self.claims_until.is_none_or(|until| now < until)
+    }
+
+    /// Returns the UID by which the kubelet of its node knows the pod.
+    pub fn uid_of_kubelet(&self) -> &str {
+        self.static_uid.as_deref().unwrap_or(&self.uid.0)
     }
 }
 
@@ -177,6 +191,17 @@ pub enum Claims {
     Ambiguous(Vec<Arc<Pod>>),
     /// A pod whose current state cannot be read claims it, perhaps with others. This is its last known state.
     Unreadable(Arc<Pod>),
+}
+
+/// A pod that was looked up by the UID that the kubelet knows it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ByUid {
+    /// It may run.
+    Living(Arc<Pod>),
+    /// Its current state cannot be read. This is its last known one.
+    Unreadable(Arc<Pod>),
+    /// No such pod is known, or it has finished or should have been deleted by now.
+    None,
 }
 
 /// The addresses of the node itself. No pod owns one of them: a request from there comes from the node, or from a pod in the

@@ -19,32 +19,32 @@ pub(super) struct PodNeeds {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct NamespaceCount {
     all: usize,
-    /// Pods that can be served: neither finished nor in the host network.
+    /// Pods that can be served: not finished and, unless they are served, not in the host network.
     may_ask: usize,
 }
 
 impl PodNeeds {
-    /// Adds what a readable pod needs.
-    pub(super) fn add(&mut self, pod: &Pod) {
+    /// Adds what a readable pod needs. `may_ask` says whether its requests may be served.
+    pub(super) fn add(&mut self, pod: &Pod, may_ask: bool) {
         let count = self.namespaces.entry(pod.namespace.clone()).or_default();
         count.all += 1;
-        count.may_ask += usize::from(may_ask(pod));
-        if let Some(account) = service_account(pod) {
+        count.may_ask += usize::from(may_ask);
+        if let Some(account) = service_account(pod, may_ask) {
             *self.service_accounts.entry(account).or_default() += 1;
         }
         self.add_claim_end(pod);
     }
 
     /// Removes what a readable pod needed.
-    pub(super) fn remove(&mut self, pod: &Pod) {
+    pub(super) fn remove(&mut self, pod: &Pod, may_ask: bool) {
         if let Some(count) = self.namespaces.get_mut(&pod.namespace) {
             count.all -= 1;
-            count.may_ask -= usize::from(may_ask(pod));
+            count.may_ask -= usize::from(may_ask);
             if count.all == 0 {
                 self.namespaces.remove(&pod.namespace);
             }
         }
-        if let Some(account) = service_account(pod) {
+        if let Some(account) = service_account(pod, may_ask) {
             decrease(&mut self.service_accounts, &account);
         }
         self.remove_claim_end(pod);
@@ -91,12 +91,8 @@ impl PodNeeds {
     }
 }
 
-fn may_ask(pod: &Pod) -> bool {
-    !pod.finished && !pod.host_network
-}
-
-fn service_account(pod: &Pod) -> Option<Name> {
-    let is_needed = may_ask(pod) && pod.role.is_none() && !pod.service_account.is_empty();
+fn service_account(pod: &Pod, may_ask: bool) -> Option<Name> {
+    let is_needed = may_ask && pod.role.is_none() && !pod.service_account.is_empty();
     is_needed.then(|| (pod.namespace.clone(), pod.service_account.clone()))
 }
 

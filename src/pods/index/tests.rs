@@ -194,7 +194,7 @@ fn the_same_name_in_another_namespace_is_another_pod() {
 /// Compares the counts of `index.needs` with all pods.
 fn assert_needs(index: &Index) {
     let mut needs = PodNeeds::default();
-    index.pods.values().for_each(|held| needs.add(&held.pod));
+    index.pods.values().for_each(|held| needs.add(&held.pod, index.may_send(&held.pod)));
     index.unreadable.values().filter_map(|unreadable| unreadable.last.as_ref()).for_each(|last| needs.add_claim_end(last));
     assert_eq!(index.needs, needs);
 }

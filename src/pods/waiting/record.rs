@@ -51,6 +51,11 @@ impl WaitingRecord {
                 "too many requests are waiting from addresses that several pods claim; refusing some immediately; look \
                  for request-refused and identity-objection of this source"
             ),
+            RequestWaiter::HostNetwork(uid) => warn!(
+                event = "pod-wait-limit", uid = %uid.0, requests,
+                "too many requests are waiting from pods in the node's network that the Kubernetes API has not reported yet; refusing \
+                 some immediately; check the connection to the API server"
+            ),
             RequestWaiter::Unknown(ip, network) => warn!(
                 event = "pod-wait-limit", source = %ip, %network, requests,
                 "too many requests are waiting from addresses of no known pod; refusing some immediately; check which pod sends from this \
@@ -87,6 +92,7 @@ mod tests {
 
     use super::*;
     use crate::log_once::LOG_EVERY;
+    use crate::pods::Identifier;
     use crate::pods::tests::pod;
     use crate::recent_refusals::REMEMBERED;
 
@@ -99,8 +105,9 @@ mod tests {
         assert_eq!([note(&of(&web)), note(&of(&web)), note(&of(&db))], [Some(1), None, Some(1)]);
         let disputed = RequestWaiter::Disputed(IpAddr::from([10, 0, 0, 1]));
         assert_eq!(note(&disputed), Some(1));
-        let invented =
-            (0..5000_u32).filter_map(|number| note(&RequestWaiter::of(IpAddr::from(number.to_be_bytes()), &crate::pods::Lookup::Unknown)));
+        let invented = (0..5000_u32).filter_map(|number| {
+            note(&RequestWaiter::of(&Identifier::Address(IpAddr::from(number.to_be_bytes())), &crate::pods::Lookup::Unknown))
+        });
         assert_eq!(invented.count(), 1);
         tokio::time::advance(LOG_EVERY).await;
         assert_eq!(note(&of(&web)), Some(2), "includes the request since the last line");

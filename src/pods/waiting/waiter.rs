@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::pods::identifier::Identifier;
 use crate::pods::index::{Pod, PodUid};
 use crate::pods::lookup::Lookup;
 use crate::shares::Network;
@@ -17,6 +18,9 @@ pub(in crate::pods) enum RequestWaiter {
     Disputed(IpAddr),
     /// An address of no known pod, and the network that it is counted in.
     Unknown(IpAddr, Network),
+    /// A pod in the node's network that is not known yet, by its UID. The kubelet created its control group, so that it cannot be
+    /// invented.
+    HostNetwork(PodUid),
 }
 
 /// The unit in which places of known pods are counted.
@@ -27,12 +31,13 @@ pub(super) enum Member {
 }
 
 impl RequestWaiter {
-    /// Returns the holder for an address with this look-up result.
-    pub(in crate::pods) fn of(ip: IpAddr, found: &Lookup) -> Self {
-        match found {
-            Lookup::Found(pod, _) | Lookup::Unreadable(pod) => Self::Pod(pod.clone()),
-            Lookup::Ambiguous(_) | Lookup::Objected(..) => Self::Disputed(ip),
-            Lookup::Unknown => Self::Unknown(ip, ip.into()),
+    /// Returns the holder for this look-up result.
+    pub(in crate::pods) fn of(identifier: &Identifier, found: &Lookup) -> Self {
+        match (found, identifier) {
+            (Lookup::Found(pod, _) | Lookup::Unreadable(pod), _) => Self::Pod(pod.clone()),
+            (_, Identifier::HostNetwork(uid)) => Self::HostNetwork(PodUid(uid.clone())),
+            (Lookup::Ambiguous(_) | Lookup::Objected(..), Identifier::Address(ip)) => Self::Disputed(*ip),
+            (Lookup::Unknown, Identifier::Address(ip)) => Self::Unknown(*ip, (*ip).into()),
         }
     }
 
@@ -42,6 +47,8 @@ impl RequestWaiter {
             Self::Pod(pod) => Ok((&pod.namespace, Member::Pod(pod.uid.clone()))),
             // No namespace has this name. All disputed addresses together count as one.
             Self::Disputed(ip) => Ok(("", Member::Disputed(*ip))),
+            // All of them together count as one namespace, too.
+            Self::HostNetwork(uid) => Ok(("", Member::Pod(uid.clone()))),
             Self::Unknown(ip, network) => Err((*ip, *network)),
         }
     }

@@ -16,7 +16,7 @@ use crate::config::explain_command::PodReference;
 use crate::kubernetes::client::{Client, encode};
 use crate::kubernetes::failure::RequestFailure;
 use crate::kubernetes::filter::Excerpt;
-use crate::pods::{self, Namespace, Needs, Pods, ServiceAccount};
+use crate::pods::{self, HostNetworkRules, Namespace, Needs, Pods, ServiceAccount};
 
 /// The result of a snapshot.
 #[derive(Debug)]
@@ -51,14 +51,24 @@ impl Advise for SnapshotError {
     }
 }
 
+/// The settings by which a snapshot is taken.
+pub(crate) struct SnapshotSettings<'a> {
+    /// The annotations that are read.
+    pub(crate) annotations: &'a AnnotationKeys,
+    /// What is read besides pods.
+    pub(crate) needs: Needs,
+    /// What happens to pods in the node's network.
+    pub(crate) host_network: HostNetworkRules,
+}
+
 /// Takes a snapshot of a pod and its surroundings. Claims of terminating pods that end by `now` have ended.
 pub(crate) async fn snapshot(
     client: &Client,
     pod: &PodReference,
-    annotations: &AnnotationKeys,
-    needs: Needs,
+    settings: SnapshotSettings<'_>,
     now: Timestamp,
 ) -> Result<Snapshot, SnapshotError> {
+    let SnapshotSettings { annotations, needs, host_network } = settings;
     let path = format!("/api/v1/namespaces/{}/pods/{}", encode(pod.namespace()), encode(pod.name()));
     let Some(object) = get::<PodObject>(client, &path, &[], || format!("pod {pod}")).await? else {
         return Ok(Snapshot::NoSuchPod);
@@ -71,6 +81,7 @@ pub(crate) async fn snapshot(
     writer.write(|index| {
         index.end_claims(now);
         index.set_host_ips(host_ips);
+        index.set_host_network(host_network);
         index.reset(known);
     });
     if needs.namespaces {

@@ -81,7 +81,8 @@ async fn what_a_setting_or_the_client_can_change_is_told() {
 #[tokio::test(start_paused = true)]
 async fn a_rejection_on_a_connection_of_an_earlier_pod_blames_nobody() {
     let node = node(TokenMode::Required, &[WEB]);
-    let origin = Origin { late: true, ..Origin::new("10.0.0.1".parse().unwrap(), Hosts::default()) };
+    let mut origin = Origin::new("10.0.0.1".parse().unwrap(), Hosts::default());
+    origin.late = true;
     assert_eq!(node.ask_on(&origin, "GET", LIST, &[("x-forwarded-for", "10.1.1.1")]).await.status, 403);
     assert!(node.counted(r#"rolegate_denials_total{reason="forwarded"} 1"#));
     assert_eq!(node.told(), []);

@@ -1,0 +1,13 @@
+//! The kernel's id of a control group.
+
+use std::fmt;
+
+/// The kernel's id of a control group: the inode number of its directory in the cgroup2 file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CgroupId(pub u64);
+
+impl fmt::Display for CgroupId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}

@@ -1,0 +1,84 @@
+//! The origin of requests: one connection, and what the kernel says of its client.
+
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::route::Hosts;
+use crate::cgroup::CgroupOwner;
+use crate::pods::{Identifier, Pod, PodUid};
+
+/// The origin of requests: one connection.
+#[derive(Debug)]
+pub struct Origin {
+    /// The peer's address, from the kernel.
+    pub ip: IpAddr,
+    /// The hosts that a request may name on this connection.
+    pub hosts: Hosts,
+    /// The connection was accepted before its address belonged to a pod, on a node with bridges. There, the node's records know a
+    /// pod before it can send anything, so the client may be another pod. Its requests are refused.
+    pub late: bool,
+    /// The process that connected, if the kernel recorded it.
+    pub process: Option<ConnectedProcess>,
+    /// The pod that the connection belongs to: the one that sent its first request.
+    pod: OnceLock<PodUid>,
+    /// No request on the connection can be served any more. Its requests are refused.
+    is_over: AtomicBool,
+}
+
+/// The process that connected, by the kernel's record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectedProcess {
+    /// The pod and the container that its control group belongs to; `None` if it belongs to no pod.
+    pub owner: Option<CgroupOwner>,
+    /// Whether it connected from the node's own network.
+    pub is_in_host_network: bool,
+}
+
+impl Origin {
+    /// Creates the origin of a connection that belongs to no pod yet.
+    pub fn new(ip: IpAddr, hosts: Hosts) -> Self {
+        Self { ip, hosts, late: false, process: None, pod: OnceLock::new(), is_over: AtomicBool::new(false) }
+    }
+
+    /// Returns what identifies the pod. In the node's network, that is the control group alone, because the address is that of the
+    /// node and of all such pods. `None` if the process is in the control group of no pod: then nothing is served, whatever the
+    /// address.
+    pub(super) fn identifier(&self) -> Option<Identifier> {
+        match &self.process {
+            None => Some(Identifier::Address(self.ip)),
+            Some(ConnectedProcess { owner: None, .. }) => None,
+            Some(ConnectedProcess { owner: Some(owner), is_in_host_network: true }) => Some(Identifier::HostNetwork(owner.pod.clone())),
+            Some(ConnectedProcess { owner: Some(_), is_in_host_network: false }) => Some(Identifier::Address(self.ip)),
+        }
+    }
+
+    /// Returns whether the process that connected is in the control group of another pod.
+    pub(super) fn contradicts(&self, pod: &Pod) -> bool {
+        self.process.as_ref().is_some_and(|process| process.owner.as_ref().is_none_or(|owner| *owner.pod != *pod.uid_of_kubelet()))
+    }
+
+    /// Returns whether no request on this connection can be served any more.
+    pub fn is_over(&self) -> bool {
+        self.late || self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection with the next response.
+    pub(super) fn close(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Assigns the connection to the pod, if it belongs to none yet. Returns whether it belongs to this pod.
+    pub(super) fn belongs_to(&self, pod: &PodUid) -> bool {
+        let is_own = self.pod.get_or_init(|| pod.clone()) == pod;
+        if !is_own {
+            self.close();
+        }
+        is_own
+    }
+
+    /// Returns whether requests on this connection can be those of this pod.
+    pub(super) fn may_be_of(&self, pod: &Pod) -> bool {
+        !self.late && !self.contradicts(pod) && self.pod.get().is_none_or(|own| *own == pod.uid)
+    }
+}
