@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
 use crate::cgroup::RedirectPrograms;
-use crate::config::{Config, listen_address};
+use crate::config::{Config, HostNetworkMode, RedirectBackend, listen_address};
 use crate::credentials::sts::Sts;
 use crate::drain::Drain;
 use crate::handover::{self, AcceptQueue};
@@ -76,7 +76,10 @@ pub(crate) struct App {
 impl App {
     /// Puts the guard of the packet rules in place, and takes the two ports and the socket for probes: a daemon that cannot
     /// start, and is started again and again, must not leave the node open.
-    pub(crate) async fn bind(config: Config) -> anyhow::Result<Self> {
+    pub(crate) async fn bind(mut config: Config) -> anyhow::Result<Self> {
+        if config.redirect.backend == RedirectBackend::Bpf {
+            config.redirect.bpf.pass_host_network = config.pods.host_network.pods == HostNetworkMode::Ignore;
+        }
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
         let mut rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
         if let Some(rules) = &mut rules {
@@ -95,8 +98,7 @@ impl App {
             None => listen_address(config.admin.address, config.admin.port),
         };
         let (metadata_address, self_test) = (metadata.address()?, Ability::Off);
-        // No backend of the packet rules loads any.
-        let programs = None;
+        let programs = rules.as_ref().and_then(PacketRules::programs);
         Ok(Self {
             metadata_address,
             metrics_address,

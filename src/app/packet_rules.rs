@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::bpf_programs;
 use super::failure::Failure;
 use crate::advice::{Advise as _, chain};
+use crate::cgroup::RedirectPrograms;
 use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
 use crate::kubernetes::client::Client;
 use crate::kubernetes::nodes::{NodeError, node_addresses};
@@ -104,6 +105,11 @@ impl PacketRules {
     pub(super) fn attach_at_once(&mut self, redirect: &RedirectConfig, metrics: &Metrics, readiness: &Readiness) -> anyhow::Result<()> {
         self.bpf = bpf_programs::start(redirect, self.turn.clone(), metrics, readiness)?;
         Ok(())
+    }
+
+    /// The kernel's programs that redirect connections, if they are attached.
+    pub(super) fn programs(&self) -> Option<RedirectPrograms> {
+        self.bpf.as_ref().and_then(Keeper::programs)
     }
 
     /// What removes them.
