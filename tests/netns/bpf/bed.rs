@@ -272,11 +272,6 @@ impl BpfBed {
         }
     }
 
-    /// Starts one more process in the client's control group and network.
-    pub(super) fn process_of(&self, client: &Client) -> Agent {
-        Agent::start(&client.group, client.pod.as_ref().map_or(self.bed.node.ns(), |pod| pod.ns()), CLASS_OF_PODS, &self.socket())
-    }
-
     /// Starts a process in the client's control group and another network.
     pub(super) fn process_elsewhere(&self, client: &Client, ns: &Netns) -> Agent {
         Agent::start(&client.group, ns, CLASS_OF_PODS, &self.socket())
