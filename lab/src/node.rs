@@ -169,6 +169,8 @@ impl Node {
              route add default via {NODE_IP} dev eth0 onlink\n\
              route add default via {GATEWAY_IP6} dev eth0\n",
         ))?;
+        node.ns.wait_for_link(IMDS_INTERFACE)?;
+        imds.wait_for_link("eth0")?;
         node.imds = Some(imds);
         Ok(node)
     }
@@ -254,7 +256,8 @@ impl Node {
                  route add default via {} dev eth0\n",
                 bridge.ip, bridge.ip6,
             ))?;
-            return Ok(pod);
+            self.ns.wait_for_link(&bridge.name)?;
+            return pod.when_up();
         }
         self.ns.ip_batch(&format!(
             "{made}addr add {GATEWAY_IP6}/64 dev {interface} nodad\n\
@@ -270,11 +273,18 @@ impl Node {
              route add default via {NODE_IP} dev eth0\n\
              route add default via {GATEWAY_IP6} dev eth0\n",
         ))?;
-        Ok(pod)
+        pod.when_up()
     }
 }
 
 impl PodNs {
+    /// Returns the pod when both ends of its veth are operational.
+    fn when_up(self) -> Result<Self, NodeError> {
+        self.node.wait_for_link(&self.interface)?;
+        self.ns.wait_for_link("eth0")?;
+        Ok(self)
+    }
+
     /// The pod's namespace.
     pub fn ns(&self) -> &Netns {
         &self.ns

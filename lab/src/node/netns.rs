@@ -6,13 +6,20 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use nix::mount::{MsFlags, mount};
+use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::error::NodeError;
 use super::privilege::{in_user_namespace, path_variable};
+
+/// The longest wait for an interface, on a machine under load.
+const LINK_DEADLINE: Duration = Duration::from_secs(30);
+/// The time between two looks at an interface.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 /// A network namespace, kept alive by a file descriptor. Its `lo` is up, and IPv6 addresses are usable at once.
 #[derive(Debug)]
@@ -159,6 +166,24 @@ impl Netns {
         // If `ip` could not start, its own message says more than our broken pipe.
         self.stdout_of(commands.trim_end(), &output)?;
         written.map_err(failed(&self.label, action))
+    }
+
+    /// Waits until this interface is operational. Both ends of a veth are, a moment after both are up: until then, the kernel
+    /// answers some packets over IPv6 with "network is unreachable".
+    pub(super) fn wait_for_link(&self, name: &str) -> Result<(), NodeError> {
+        let wanted = name.to_owned();
+        let wait = move || {
+            let deadline = Instant::now() + LINK_DEADLINE;
+            let is_wanted = |one: &InterfaceAddress| one.interface_name == wanted && one.flags.contains(InterfaceFlags::IFF_RUNNING);
+            while !getifaddrs()?.any(|one| is_wanted(&one)) {
+                if Instant::now() > deadline {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            Ok(())
+        };
+        self.run(wait)?.map_err(failed(&self.label, &format!("wait for {name}")))
     }
 
     /// Writes a sysctl of the namespace, named by its path under `/proc/sys`.

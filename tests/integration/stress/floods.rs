@@ -73,8 +73,10 @@ impl Move for AddressFlood {
         let strangers = stage.world.fakes.runtime.block_on(asking).unwrap();
         let answered: Vec<_> = strangers.iter().flat_map(|stranger| &stranger.answered).collect();
         assert!(answered.is_empty(), "addresses that no pod has were answered: {answered:?}");
-        assert!(strangers.iter().any(|stranger| stranger.asked > 0));
+        // Whether any of them is answered depends on how often other unknown addresses connect at the time.
         let turned_away = turned_away(stage.world) - self.turned_away_before;
+        let closed = strangers.iter().filter(|stranger| stranger.asked == 0 && stranger.connection.is_none()).count();
+        assert!(turned_away >= closed as f64, "{closed} strangers got no answer, but only {turned_away} were turned away");
         let open = strangers.iter().filter(|stranger| stranger.connection.is_some()).count();
         assert!(turned_away > 0.0, "of {STRANGERS} strangers none gave way, and {open} were answered to the end");
     }
