@@ -27,7 +27,7 @@ check: ## check format, boundaries, lints, dependencies and documentation
 	scripts/check
 
 bench: ## measure request throughput, the cost of sessions and pods, the effect of one pod on another, and the time to working rules
-	cargo bench --locked --bench serve --bench sessions --bench decide --bench memory --bench abuse --bench rules
+	cargo bench --locked --bench serve --bench sessions --bench decide --bench memory --bench abuse --bench rules --bench paths
 
 fuzz: ## run every fuzz target for FUZZ_SECONDS (60); needs a nightly toolchain and cargo-fuzz
 	cargo fuzz --version >/dev/null || cargo install --locked cargo-fuzz --version $(CARGO_FUZZ_VERSION)

@@ -23,6 +23,8 @@
 //! programs `ip` (iproute2) and `nsenter` (util-linux). Tests begin with [`available_or_skip`].
 #![forbid(unsafe_code)]
 
+mod bpf;
+mod cgroup;
 mod error;
 mod netns;
 mod privilege;
@@ -34,6 +36,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use bpf::{BpfMount, bpf_or_skip};
+pub use cgroup::{Cgroup, Cgroups};
 pub use error::{NodeError, Unavailable};
 pub use netns::Netns;
 pub use privilege::{find_program, in_user_namespace, programs_or_skip, reexec_in_user_namespace_if_needed, skip};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use rolegate_lab::node::Netns;
+use rolegate_lab::node::{Cgroup, Netns};
 
 /// The directory of install.sh, run.sh and the programs' sources.
 pub(crate) const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
@@ -12,7 +12,7 @@ const DEFAULT_DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/cli
 /// The region for which every request is signed.
 pub(crate) const REGION: &str = "eu-central-1";
 /// A time limit in case a client does not end by itself within 30 s.
-const TIME_LIMIT: [&str; 3] = ["-k", "2", "60"];
+pub(crate) const TIME_LIMIT: [&str; 3] = ["-k", "2", "60"];
 
 /// Returns the path of run.sh.
 pub(crate) fn run_script() -> String {
@@ -32,7 +32,15 @@ pub(crate) fn missing(kit: &str) -> Option<String> {
 
 /// Returns a command inside the namespace, with only those environment variables that the programs need.
 pub(crate) fn command(ns: &Netns, program: &str) -> Command {
-    let mut command = ns.command(program);
+    with_environment(ns.command(program))
+}
+
+/// Returns a command like [`command`], which runs in this control group.
+pub(crate) fn command_in(group: &Cgroup, ns: &Netns, program: &str) -> Command {
+    with_environment(group.command(ns, program))
+}
+
+fn with_environment(mut command: Command) -> Command {
     command
         .env_clear()
         .env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin")

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap fails the test")]
 
 mod bed;
+mod bpf;
 mod bytes;
 mod forms;
 mod kit;

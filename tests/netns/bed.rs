@@ -1,7 +1,7 @@
 //! A node with the daemon's surroundings: the Kubernetes API and STS on the node, and the metadata service behind it.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::time::Duration;
 
@@ -178,6 +178,11 @@ impl Bed {
         assert_eq!(self.metadata_requests_of(pod), before);
     }
 
+    /// Adds a role to STS.
+    pub(crate) fn add_role(&self, name: &str) {
+        self.sts.add_role(Role::new(&arn(name)));
+    }
+
     /// The URL of its STS.
     pub(crate) fn sts_url(&self) -> String {
         self.sts.url()
@@ -210,7 +215,7 @@ impl Bed {
         let (name, ns) = (options.name, self.node.add_pod_with(options).unwrap());
         let role = format!("role-of-{name}");
         let arn = arn(&role);
-        self.sts.add_role(Role::new(&arn));
+        self.add_role(&role);
         let (ip, ip6) = (ns.ip.to_string(), ns.ip6.to_string());
         let object = PodBuilder::new("team-a", name).ips([ip.as_str(), ip6.as_str()]).annotation("iam.amazonaws.com/role", &arn);
         self.api.apply(Resource::Pods, object.build());
@@ -290,18 +295,23 @@ pub(crate) fn is_refusal(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::PermissionDenied)
 }
 
-fn arn(role: &str) -> String {
+/// Returns the ARN of a role with this name.
+pub(crate) fn arn(role: &str) -> String {
     format!("arn:aws:iam::123456789012:role/{role}")
 }
 
 /// Does what an SDK does, on one connection.
 pub(crate) fn fetch(client: &Netns, address: SocketAddr) -> io::Result<Fetched> {
+    fetch_on(&client.connect(address, PATIENCE)?, address)
+}
+
+/// Does what an SDK does, on this connection to the address.
+pub(crate) fn fetch_on(stream: &TcpStream, address: SocketAddr) -> io::Result<Fetched> {
     const LIST: &str = "/latest/meta-data/iam/security-credentials/";
     let host = if address.port() == METADATA_PORT { address.ip().to_string() } else { address.to_string() };
     let host = if address.is_ipv6() && address.port() == METADATA_PORT { format!("[{host}]") } else { host };
-    let stream = client.connect(address, PATIENCE)?;
     let ask = |method: &str, path: &str, header: (&str, &str)| -> io::Result<Response> {
-        let answer = player::request(&stream, method, path, &[("Host", &host), header])?;
+        let answer = player::request(stream, method, path, &[("Host", &host), header])?;
         match answer.status {
             200 => Ok(answer),
             status => Err(io::Error::other(format!("{method} {path}: {status} {:?}", answer.text()))),

@@ -6,6 +6,7 @@
 mod backstop;
 mod bed;
 mod boot;
+mod bpf;
 mod bridge;
 mod capabilities;
 mod check;
