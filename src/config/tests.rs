@@ -614,7 +614,7 @@ fn a_backend_is_one_of_those_that_are_there() {
     ] {
         assert_eq!(config(given).redirect.backend, backend, "{given:?}");
     }
-    assert_eq!(mistake(&["--redirect=ebtables"]), r#"--redirect="ebtables": expected one of auto, nftables, iptables, none"#);
+    assert_eq!(mistake(&["--redirect=ebtables"]), r#"--redirect="ebtables": expected one of auto, nftables, iptables, bpf, none"#);
     for interval in ["0", "999ms", "61m"] {
         assert_eq!(mistake(&["--redirect-interval", interval]), "--redirect-interval: expected 1s to 1h");
     }

@@ -24,7 +24,7 @@ fn wrong_arguments_end_with_2_and_one_message() {
         (&["--node=a", "--default-role=arn:aws:iam::1:role/x"], "12 digits"),
         (&["--node=a", "--app-port=seven"], "expected a port number"),
         (&["--node=a", "--session-duration=13h"], "expected 15m to 12h"),
-        (&["--node=a", "--redirect=ebtables"], "expected one of auto, nftables, iptables, none"),
+        (&["--node=a", "--redirect=ebtables"], "expected one of auto, nftables, iptables, bpf, none"),
         (&["run", "--node=a", "--app-port=seven"], "expected a port number"),
         (&["server", "--json-log"], "rolegate has no server"),
         (&["agent", "--port=seven"], "--app-port=\"seven\": expected a port number"),

@@ -560,7 +560,7 @@ fn sources() -> Vec<String> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 directories.extend((!path.ends_with("tests")).then_some(path));
-            } else if !path.ends_with("tests.rs") {
+            } else if !path.ends_with("tests.rs") && path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).unwrap();
                 found.push(text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned());
             }
