@@ -18,9 +18,8 @@ use std::time::Duration;
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, Resource};
-use rolegate_lab::node::{
-    BpfMount, Cgroup, Cgroups, IMDS_IP, NODE_IP, Node, PodNs, available_or_skip, bpf_or_skip, find_program, programs_or_skip,
-};
+use rolegate_lab::node::bpf::{BpfMount, bpf_or_skip};
+use rolegate_lab::node::{Cgroup, Cgroups, IMDS_IP, NODE_IP, Node, PodNs, available_or_skip, find_program, programs_or_skip};
 use rolegate_lab::player;
 use rolegate_lab::sts::{Role, Sts};
 use tempfile::TempDir;

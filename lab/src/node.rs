@@ -23,7 +23,7 @@
 //! programs `ip` (iproute2) and `nsenter` (util-linux). Tests begin with [`available_or_skip`].
 #![forbid(unsafe_code)]
 
-mod bpf;
+pub mod bpf;
 mod cgroup;
 mod error;
 mod netns;
@@ -36,7 +36,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use bpf::{BpfMount, bpf_or_skip};
 pub use cgroup::{Cgroup, Cgroups};
 pub use error::{NodeError, Unavailable};
 pub use netns::Netns;

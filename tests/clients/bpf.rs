@@ -7,9 +7,8 @@ use std::process::Output;
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
-use rolegate_lab::node::{
-    BpfMount, Cgroup, Cgroups, NODE_IP, Netns, Node, PodNs, available_or_skip, bpf_or_skip, find_program, programs_or_skip, skip,
-};
+use rolegate_lab::node::bpf::{BpfMount, bpf_or_skip};
+use rolegate_lab::node::{Cgroup, Cgroups, NODE_IP, Netns, Node, PodNs, available_or_skip, find_program, programs_or_skip, skip};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::NODE_ROLE_NAME;
 use rolegate_lab::kube::{PodBuilder, Resource};
-use rolegate_lab::node::{BpfMount, Cgroup, Cgroups, NODE_IP, NODE_IP6, Netns, PodOptions, bpf_or_skip, find_program, programs_or_skip};
+use rolegate_lab::node::bpf::{BpfMount, bpf_or_skip};
+use rolegate_lab::node::{Cgroup, Cgroups, NODE_IP, NODE_IP6, Netns, PodOptions, find_program, programs_or_skip};
 use tempfile::TempDir;
 
 use super::agent::{Agent, Answer, By, Connecting, Failure, Order};
