@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,12 +21,21 @@ pub use path::{Layout, PodDirectory, is_static_uid};
 /// The kernel's record of a connection that it redirected when the client's socket connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RedirectedSocket {
-    /// The control group of the process that connected: that of the pod or of a container in it.
+    /// The control group of the pod whose process connected.
     pub cgroup: CgroupId,
+    /// The control group of the process: that of its container, or one that the container made. It identifies nobody.
+    pub process: CgroupId,
     /// Whether the socket is in the node's own network namespace, as that of a pod with `hostNetwork: true` is.
     pub is_in_host_network: bool,
     /// The metadata address that the client connected to.
     pub destination: SocketAddr,
+}
+
+/// Returns whether a connection from this address to one of the node can be that of a socket in the node's own network: connections within
+/// a network have the same address at both ends, or a loopback address.
+pub fn is_of_node(peer: IpAddr, local: IpAddr) -> bool {
+    let peer = peer.to_canonical();
+    peer == local.to_canonical() || peer.is_loopback()
 }
 
 /// Identifies the clients of connections that the kernel redirected when they connected.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::BpfError;
 use super::mounts::{Mount, containing, parse};
-use crate::cgroup::CgroupId;
+use crate::cgroup::{CgroupId, Layout, PodDirectory};
 
 /// Where the kubelet creates the control group of all pods: with the drivers cgroupfs and systemd, and with both below a control group of
 /// its own (kind).
@@ -93,6 +93,19 @@ impl PodsCgroup {
     /// Returns whether it is still there, and no other one in its place.
     pub fn is_there(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.id.0)
+    }
+
+    /// Returns the ids of the control groups of the QoS classes burstable and besteffort; 0 for one that does not exist.
+    pub fn classes(&self) -> [u64; 2] {
+        let layout = Layout::of(&self.path);
+        let mut classes = [0; 2];
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(PodDirectory::Class(class)) = name.to_str().and_then(|name| layout.directory(None, name)) else { continue };
+            let place = usize::from(class != "burstable");
+            classes[place] = entry.metadata().map_or(0, |metadata| metadata.ino());
+        }
+        classes
     }
 
     /// Returns the control group of the pod that this process is in; `None` if it is in none.
