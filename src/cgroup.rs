@@ -72,3 +72,26 @@ pub struct RedirectPrograms {
     /// The directory of the pods' control group, in which the kubelet creates those of the pods.
     pub pods_cgroup: PathBuf,
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_nodes_own_addresses_are_of_its_network() {
+        let cases = [
+            ("10.0.0.1", "10.0.0.1", true),
+            ("::ffff:10.0.0.1", "10.0.0.1", true),
+            ("127.0.0.5", "10.0.0.1", true),
+            ("::1", "fd00::1", true),
+            ("fd00::1", "fd00::1", true),
+            ("10.0.0.2", "10.0.0.1", false),
+            ("::ffff:10.0.0.2", "10.0.0.1", false),
+            ("fd00::2", "fd00::1", false),
+        ];
+        for (peer, local, expected) in cases {
+            assert_eq!(is_of_node(peer.parse().unwrap(), local.parse().unwrap()), expected, "{peer} {local}");
+        }
+    }
+}

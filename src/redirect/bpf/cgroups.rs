@@ -222,4 +222,13 @@ mod tests {
             assert!(!is_of_pod(name), "{name}");
         }
     }
+
+    #[test]
+    fn the_classes_are_found_by_their_names() {
+        let root = tree(&["kubepods.slice/kubepods-burstable.slice", "kubepods.slice/kubepods-pod1.slice", "kubepods/besteffort"]);
+        let of = |name: &str| PodsCgroup { path: root.path().join(name), id: CgroupId(1), level: 1 }.classes();
+        let number = |path: &str| fs::metadata(root.path().join(path)).unwrap().ino();
+        assert_eq!(of("kubepods.slice"), [number("kubepods.slice/kubepods-burstable.slice"), 0]);
+        assert_eq!(of("kubepods"), [0, number("kubepods/besteffort")]);
+    }
 }
