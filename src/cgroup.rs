@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,12 +21,21 @@ pub use path::{Layout, PodDirectory, is_static_uid};
 /// The kernel's record of a connection that it redirected when the client's socket connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RedirectedSocket {
-    /// The control group of the process that connected: that of the pod or of a container in it.
+    /// The control group of the pod whose process connected.
     pub cgroup: CgroupId,
+    /// The control group of the process: that of its container, or one that the container made. It identifies nobody.
+    pub process: CgroupId,
     /// Whether the socket is in the node's own network namespace, as that of a pod with `hostNetwork: true` is.
     pub is_in_host_network: bool,
     /// The metadata address that the client connected to.
     pub destination: SocketAddr,
+}
+
+/// Returns whether a connection from this address to one of the node can be that of a socket in the node's own network: connections within
+/// a network have the same address at both ends, or a loopback address.
+pub fn is_of_node(peer: IpAddr, local: IpAddr) -> bool {
+    let peer = peer.to_canonical();
+    peer == local.to_canonical() || peer.is_loopback()
 }
 
 /// Identifies the clients of connections that the kernel redirected when they connected.
@@ -62,4 +71,27 @@ pub struct RedirectPrograms {
     pub exemptions: Arc<dyn HostNetworkExemptions>,
     /// The directory of the pods' control group, in which the kubelet creates those of the pods.
     pub pods_cgroup: PathBuf,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_nodes_own_addresses_are_of_its_network() {
+        let cases = [
+            ("10.0.0.1", "10.0.0.1", true),
+            ("::ffff:10.0.0.1", "10.0.0.1", true),
+            ("127.0.0.5", "10.0.0.1", true),
+            ("::1", "fd00::1", true),
+            ("fd00::1", "fd00::1", true),
+            ("10.0.0.2", "10.0.0.1", false),
+            ("::ffff:10.0.0.2", "10.0.0.1", false),
+            ("fd00::2", "fd00::1", false),
+        ];
+        for (peer, local, expected) in cases {
+            assert_eq!(is_of_node(peer.parse().unwrap(), local.parse().unwrap()), expected, "{peer} {local}");
+        }
+    }
 }

@@ -14,6 +14,7 @@ pub mod keeper;
 pub mod layout;
 mod mounts;
 mod records;
+mod sockopt;
 pub mod uplinks;
 
 pub use attach::{Scope, pinned, remove_pins};

@@ -1,6 +1,6 @@
 //! Connections that the kernel's programs redirected when their clients connected.
 //!
-//! The kernel recorded the control group of the process that connected. In the node's network, it alone identifies the pod. In a pod's
+//! The kernel recorded the control group of the pod whose process connected. In the node's network, it alone identifies the pod. In a pod's
 //! own network, the pod is identified by its address, and the control group must be of the same pod.
 
 use std::io;
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{error, info};
 
-use crate::cgroup::{CgroupOwner, PodCgroups, RedirectedSocket, RedirectedSockets};
+use crate::cgroup::{CgroupOwner, PodCgroups, RedirectedSocket, RedirectedSockets, is_of_node};
 use crate::connections::Source;
 use crate::log_once::Condition;
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
@@ -41,7 +41,7 @@ impl Redirected {
 
     /// Returns the process of a record, if its control group is known already.
     pub(super) fn known(&self, record: RedirectedSocket) -> Option<ConnectedProcess> {
-        self.cgroups.known(record.cgroup).map(|owner| process(record, Some(owner)))
+        self.cgroups.known(record.cgroup).map(|owner| self.process(record, Some(owner)))
     }
 
     /// Returns the kernel's record of a connection, if its client connected to the metadata address. The connection must be closed if
@@ -54,7 +54,9 @@ impl Redirected {
                 if self.unreadable.ends() {
                     info!(event = "redirect-records-readable", "the kernel's records of redirected connections can be read again");
                 }
-                Ok(record.filter(|record| is_metadata(record.destination)))
+                // In the node's network, the record alone identifies the pod, so it must not be that of another pod's address.
+                let may_be = |record: &RedirectedSocket| !record.is_in_host_network || is_of_node(peer.ip(), local.ip());
+                Ok(record.filter(|record| is_metadata(record.destination) && may_be(record)))
             }
             Err(error) => {
                 if self.unreadable.begins() {
@@ -81,7 +83,7 @@ impl Redirected {
                 if self.unreadable_cgroups.ends() {
                     info!(event = "cgroups-readable", "the control groups of pods can be read again");
                 }
-                Ok(process(record, owner))
+                Ok(self.process(record, owner))
             }
             Err(error) => {
                 if self.unreadable_cgroups.begins() {
@@ -95,10 +97,15 @@ impl Redirected {
             }
         }
     }
-}
 
-fn process(record: RedirectedSocket, owner: Option<CgroupOwner>) -> ConnectedProcess {
-    ConnectedProcess { owner, is_in_host_network: record.is_in_host_network }
+    /// Returns the process of a record, whose pod is that of this owner. Its container is told in messages if it is known.
+    fn process(&self, record: RedirectedSocket, owner: Option<CgroupOwner>) -> ConnectedProcess {
+        let container = |owner: CgroupOwner| match self.cgroups.known(record.process) {
+            Some(process) if process.pod == owner.pod => process,
+            _ => owner,
+        };
+        ConnectedProcess { owner: owner.map(container), is_in_host_network: record.is_in_host_network }
+    }
 }
 
 /// Returns the source that limits count a connection for, where the control group decides that.

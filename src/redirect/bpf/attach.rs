@@ -21,6 +21,7 @@ use super::fdinfo::{self, AttachedLink};
 use super::layout::{CONFIG, CONNECTION, ProgramConfig, RECORD};
 use super::mounts::{containing, parse};
 use super::records::{Exemptions, Records};
+use super::sockopt;
 
 /// The compiled programs. `scripts/build-bpf` makes them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("programs.o");
@@ -31,7 +32,8 @@ const MAPS: [(&str, u32, u32); 5] =
     [("config", 4, CONFIG as u32), ("exempt", 8, 4), ("marks", 4, 32), ("connections", CONNECTION as u32, RECORD as u32), ("open", 8, 4)];
 /// The programs on the pods' control group, in the order in which they are attached: connections must be recorded before any is
 /// redirected, and sockets marked before packets are judged by that.
-const OF_PODS: [&str; 7] = ["mark_socket", "record_connection", "getpeername4", "getpeername6", "connect4", "connect6", "drop_egress"];
+const OF_PODS: [&str; 8] =
+    ["deny_bypass", "mark_socket", "record_connection", "getpeername4", "getpeername6", "connect4", "connect6", "drop_egress"];
 /// The one of them that the exit guard needs.
 const MARK_SOCKET: &str = "mark_socket";
 /// The program on interfaces.
@@ -189,6 +191,17 @@ impl Programs {
             Program::CgroupSock(program) => attach!(program, mode),
             Program::CgroupSockAddr(program) => attach!(program, mode),
             Program::SockOps(program) => attach!(program, mode),
+            Program::CgroupSockopt(program) => {
+                let failed = |error| BpfError::kernel(what(), error);
+                let id = program.attach(cgroup, mode).map_err(failed)?;
+                let number = program.info().map_err(failed)?.id();
+                let scratch = self.directory.join(format!("{NEXT}{name}"));
+                removed(fs::remove_file(&scratch)).map_err(|source| BpfError::Pins { path: scratch.clone(), source })?;
+                let link = sockopt::link(number, &scratch).map_err(|error| BpfError::kernel(what(), error));
+                // The link that was found is another descriptor.
+                program.detach(id).map_err(failed)?;
+                return link;
+            }
             Program::CgroupSkb(program) => attach!(program, CgroupSkbAttachType::Egress, mode),
             _ => return Err(unknown(name)),
         };
@@ -286,6 +299,7 @@ fn load(ebpf: &mut Ebpf, name: &str) -> Result<u32, BpfError> {
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => return Err(unknown(name)),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::BpfError;
 use super::mounts::{Mount, containing, parse};
-use crate::cgroup::CgroupId;
+use crate::cgroup::{CgroupId, Layout, PodDirectory};
 
 /// Where the kubelet creates the control group of all pods: with the drivers cgroupfs and systemd, and with both below a control group of
 /// its own (kind).
@@ -93,6 +93,19 @@ impl PodsCgroup {
     /// Returns whether it is still there, and no other one in its place.
     pub fn is_there(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.id.0)
+    }
+
+    /// Returns the ids of the control groups of the QoS classes burstable and besteffort; 0 for one that does not exist.
+    pub fn classes(&self) -> [u64; 2] {
+        let layout = Layout::of(&self.path);
+        let mut classes = [0; 2];
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(PodDirectory::Class(class)) = name.to_str().and_then(|name| layout.directory(None, name)) else { continue };
+            let place = usize::from(class != "burstable");
+            classes[place] = entry.metadata().map_or(0, |metadata| metadata.ino());
+        }
+        classes
     }
 
     /// Returns the control group of the pod that this process is in; `None` if it is in none.
@@ -208,5 +221,14 @@ mod tests {
         for name in ["burstable", "besteffort", "kubepods-burstable.slice", "kubelet-kubepods-besteffort.slice"] {
             assert!(!is_of_pod(name), "{name}");
         }
+    }
+
+    #[test]
+    fn the_classes_are_found_by_their_names() {
+        let root = tree(&["kubepods.slice/kubepods-burstable.slice", "kubepods.slice/kubepods-pod1.slice", "kubepods/besteffort"]);
+        let of = |name: &str| PodsCgroup { path: root.path().join(name), id: CgroupId(1), level: 1 }.classes();
+        let number = |path: &str| fs::metadata(root.path().join(path)).unwrap().ino();
+        assert_eq!(of("kubepods.slice"), [number("kubepods.slice/kubepods-burstable.slice"), 0]);
+        assert_eq!(of("kubepods"), [0, number("kubepods/besteffort")]);
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::RawFd;
 
 /// Where the kernel describes the open files of this process.
 pub(super) const DIRECTORY: &str = "/proc/self/fdinfo";
@@ -26,6 +27,21 @@ pub(super) fn links() -> io::Result<BTreeMap<u32, AttachedLink>> {
         found.extend(parse(&text));
     }
     Ok(found)
+}
+
+/// Returns the descriptor of the newest link of this program that this process has open.
+pub(super) fn descriptor(program: u32) -> io::Result<Option<RawFd>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(DIRECTORY)?.flatten() {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let (Some((link, AttachedLink { program: of_link, .. })), Some(number)) = (parse(&text), number)
+            && of_link == program
+        {
+            found.insert(link, number);
+        }
+    }
+    Ok(found.pop_last().map(|(_, number)| number))
 }
 
 fn parse(text: &str) -> Option<(u32, AttachedLink)> {

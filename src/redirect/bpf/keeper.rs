@@ -304,6 +304,7 @@ impl Keeper {
         ProgramConfig {
             pods: self.pods.id.0,
             host_network: self.host_network,
+            classes: self.pods.classes(),
             level: self.pods.level,
             // The exit guard alone identifies nobody.
             pass_host_network: self.settings.pass_host_network || self.scope == Scope::ExitGuard,

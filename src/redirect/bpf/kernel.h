@@ -40,6 +40,12 @@ typedef unsigned long long __u64;
 #define ETH_P_8021Q 0x8100
 #define ETH_P_8021AD 0x88a8
 
+#define SOL_PACKET 263
+#define PACKET_QDISC_BYPASS 20
+#define SOL_XDP 283
+/* The most bytes of an option's value that the kernel copies for programs: the smallest page. */
+#define MAX_COPIED 4096
+
 #define TC_ACT_UNSPEC (-1)
 #define TC_ACT_SHOT 2
 #define SK_PASS 1
@@ -141,6 +147,16 @@ struct bpf_sock_ops {
 	__u64 bytes_received;
 	__u64 bytes_acked;
 	struct bpf_sock *sk __attribute__((aligned(8)));
+};
+
+struct bpf_sockopt {
+	struct bpf_sock *sk __attribute__((aligned(8)));
+	void *optval __attribute__((aligned(8)));
+	void *optval_end __attribute__((aligned(8)));
+	int level;
+	int optname;
+	int optlen;
+	int retval;
 };
 
 struct sk_msg_md;

@@ -6,11 +6,11 @@ use crate::cgroup::{CgroupId, RedirectedSocket};
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6, METADATA_PORT};
 
 /// The size of `struct config`.
-pub(super) const CONFIG: usize = 48;
+pub(super) const CONFIG: usize = 64;
 /// The size of `struct connection`.
 pub(super) const CONNECTION: usize = 40;
 /// The size of `struct record`.
-pub(super) const RECORD: usize = 24;
+pub(super) const RECORD: usize = 32;
 
 const REDIRECT: u32 = 1;
 const PASS_HOST_NETWORK: u32 = 2;
@@ -22,6 +22,8 @@ pub struct ProgramConfig {
     pub pods: u64,
     /// The cookie of the node's network namespace; 0 for the initial one.
     pub host_network: u64,
+    /// The control groups of the QoS classes with pods in them, burstable and besteffort; 0 for one that does not exist.
+    pub classes: [u64; 2],
     /// The depth of the pods' control group below the root.
     pub level: u32,
     /// Whether pods in the node's network may use the real metadata service.
@@ -50,31 +52,34 @@ impl ProgramConfig {
         let mut bytes = [0; CONFIG];
         bytes[0..8].copy_from_slice(&self.pods.to_ne_bytes());
         bytes[8..16].copy_from_slice(&self.host_network.to_ne_bytes());
-        bytes[16..20].copy_from_slice(&self.level.to_ne_bytes());
-        bytes[20..24].copy_from_slice(&flags.to_ne_bytes());
-        bytes[24..28].copy_from_slice(&ipv4.map_or([0; 4], |ip| ip.octets()));
-        bytes[28..44].copy_from_slice(&ipv6.map_or([0; 16], |ip| ip.octets()));
-        bytes[44..48].copy_from_slice(&u32::from(port.to_be()).to_ne_bytes());
+        bytes[16..24].copy_from_slice(&self.classes[0].to_ne_bytes());
+        bytes[24..32].copy_from_slice(&self.classes[1].to_ne_bytes());
+        bytes[32..36].copy_from_slice(&self.level.to_ne_bytes());
+        bytes[36..40].copy_from_slice(&flags.to_ne_bytes());
+        bytes[40..44].copy_from_slice(&ipv4.map_or([0; 4], |ip| ip.octets()));
+        bytes[44..60].copy_from_slice(&ipv6.map_or([0; 16], |ip| ip.octets()));
+        bytes[60..64].copy_from_slice(&u32::from(port.to_be()).to_ne_bytes());
         bytes
     }
 
     /// Reads a value of the map `config`.
     pub fn decode(bytes: &[u8; CONFIG]) -> Self {
         let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let flags = word(20);
-        let ipv4 = Ipv4Addr::new(bytes[24], bytes[25], bytes[26], bytes[27]);
+        let flags = word(36);
+        let ipv4 = Ipv4Addr::new(bytes[40], bytes[41], bytes[42], bytes[43]);
         let mut ipv6 = [0; 16];
-        ipv6.copy_from_slice(&bytes[28..44]);
+        ipv6.copy_from_slice(&bytes[44..60]);
         let ipv6 = Ipv6Addr::from(ipv6);
         let targets = BpfTargets {
             ipv4: Some(ipv4).filter(|ip| !ip.is_unspecified()),
             ipv6: Some(ipv6).filter(|ip| !ip.is_unspecified()),
-            port: u16::from_be(u16::try_from(word(44)).unwrap_or_default()),
+            port: u16::from_be(u16::try_from(word(60)).unwrap_or_default()),
         };
         Self {
             pods: long(bytes, 0),
             host_network: long(bytes, 8),
-            level: word(16),
+            classes: [long(bytes, 16), long(bytes, 24)],
+            level: word(32),
             pass_host_network: flags & PASS_HOST_NETWORK != 0,
             targets: (flags & REDIRECT != 0).then_some(targets),
         }
@@ -104,12 +109,17 @@ pub(super) fn connection(client: SocketAddr, daemon: SocketAddr, in_host_network
 
 /// Reads a value of the map `connections`.
 pub(super) fn record(bytes: &[u8; RECORD], in_host_network: bool) -> RedirectedSocket {
-    let destination = if long(bytes, 16) == 0 {
+    let destination = if long(bytes, 24) == 0 {
         SocketAddr::V4(SocketAddrV4::new(METADATA_IPV4, METADATA_PORT))
     } else {
         SocketAddr::V6(SocketAddrV6::new(METADATA_IPV6, METADATA_PORT, 0, 0))
     };
-    RedirectedSocket { cgroup: CgroupId(long(bytes, 0)), is_in_host_network: in_host_network, destination }
+    RedirectedSocket {
+        cgroup: CgroupId(long(bytes, 0)),
+        process: CgroupId(long(bytes, 8)),
+        is_in_host_network: in_host_network,
+        destination,
+    }
 }
 
 #[cfg(test)]
@@ -119,7 +129,7 @@ mod tests {
 
     fn full() -> ProgramConfig {
         let targets = BpfTargets { ipv4: "10.0.0.1".parse().ok(), ipv6: "fd00::1".parse().ok(), port: 8181 };
-        ProgramConfig { pods: 7, host_network: 4026, level: 2, pass_host_network: true, targets: Some(targets) }
+        ProgramConfig { pods: 7, host_network: 4026, classes: [8, 9], level: 2, pass_host_network: true, targets: Some(targets) }
     }
 
     #[test]
@@ -134,11 +144,11 @@ mod tests {
     #[test]
     fn addresses_and_ports_are_in_the_order_that_the_programs_compare() {
         let bytes = full().encode();
-        assert_eq!(&bytes[24..28], &[10, 0, 0, 1]);
-        assert_eq!((bytes[28], bytes[29], bytes[43]), (0xfd, 0, 1));
+        assert_eq!(&bytes[40..44], &[10, 0, 0, 1]);
+        assert_eq!((bytes[44], bytes[45], bytes[59]), (0xfd, 0, 1));
         // The kernel's `user_port` is a number of 16 bits in network byte order.
-        assert_eq!(&bytes[44..48], &[0x1f, 0xf5, 0, 0]);
-        assert_eq!(u32::from_ne_bytes(bytes[20..24].try_into().unwrap()), REDIRECT | PASS_HOST_NETWORK);
+        assert_eq!(&bytes[60..64], &[0x1f, 0xf5, 0, 0]);
+        assert_eq!(u32::from_ne_bytes(bytes[36..40].try_into().unwrap()), REDIRECT | PASS_HOST_NETWORK);
     }
 
     #[test]
@@ -158,12 +168,13 @@ mod tests {
     fn a_record_names_the_control_group_and_the_address() {
         let mut bytes = [0; RECORD];
         bytes[0..8].copy_from_slice(&9_u64.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&10_u64.to_ne_bytes());
         let found = record(&bytes, true);
         assert_eq!(
-            (found.cgroup, found.is_in_host_network, found.destination.to_string()),
-            (CgroupId(9), true, "169.254.169.254:80".into())
+            (found.cgroup, found.process, found.is_in_host_network, found.destination.to_string()),
+            (CgroupId(9), CgroupId(10), true, "169.254.169.254:80".into())
         );
-        bytes[16] = 1;
+        bytes[24] = 1;
         assert_eq!(record(&bytes, false).destination.to_string(), "[fd00:ec2::254]:80");
     }
 }

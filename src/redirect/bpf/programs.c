@@ -9,10 +9,12 @@
  *   to be connected to that address;
  * - record_connection (sockops) records, for the daemon, who opened such a connection, until it is closed;
  * - getpeername4 and getpeername6 name the metadata address as the peer of such a connection;
- * - drop_egress (cgroup_skb) drops every packet to the metadata address.
+ * - drop_egress (cgroup_skb) drops every packet to the metadata address, and those of a redirected connection that another program
+ *   sent elsewhere;
+ * - deny_bypass (setsockopt) keeps sockets in the node's network from sending past exit_guard.
  *
- * On the egress of the node's interfaces, exit_guard drops packets to the metadata address unless a socket outside of the pods'
- * control group sent them.
+ * On the egress of the node's interfaces, exit_guard drops packets to the metadata address unless an IP socket of the node itself,
+ * outside of the pods' control group, sent them.
  *
  * Everything is denied while there is no configuration. A program may run twice for one packet or connection while a new daemon
  * replaces it, so each gives the same result the second time.
@@ -31,9 +33,9 @@
 /* ::ffff:0:0/96, the third word */
 #define MAPPED bpf_htonl(0x0000ffffu)
 
-/* The connections that one pod may have open to the daemon. */
-#define MAX_OF_POD 512
-#define MAX_CONNECTIONS 65536
+/* The connections that one pod may have open to the daemon. 512 pods may have as many. */
+#define MAX_OF_POD 256
+#define MAX_CONNECTIONS 131072
 #define MAX_PODS 8192
 
 /* Results of programs on control groups. */
@@ -48,12 +50,16 @@
 #define NOT_REDIRECTED 0
 #define CONNECTING 1
 #define RECORDED 2
+/* Another program sent it elsewhere than to the daemon. */
+#define MISDIRECTED 3
 
 struct config {
 	/* The control group of all pods. */
 	__u64 pods;
 	/* The cookie of the node's network namespace; 0 for the initial one. */
 	__u64 host_network;
+	/* The control groups of the QoS classes below it, in which there are pods; 0 if there is none. */
+	__u64 classes[2];
 	/* The depth of the pods' control group below the root. */
 	__u32 level;
 	__u32 flags;
@@ -87,6 +93,8 @@ struct connection {
 };
 
 struct record {
+	/* The control group of the pod, and that of the process: only the kubelet creates the former. */
+	__u64 pod;
 	__u64 cgroup;
 	__u64 socket;
 	__u64 to_v6;
@@ -120,6 +128,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_CONNECTIONS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct connection);
 	__type(value, struct record);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
@@ -160,11 +169,13 @@ static __always_inline int is_current_exempt(const struct config *config)
 	       is_in(&exempt, bpf_get_current_ancestor_cgroup_id(config->level + 2));
 }
 
-/* The control group that connections are counted for. A pod cannot make others like it. */
+/* The control group of the pod. Its containers cannot make others like it. */
 static __always_inline __u64 current_pod(const struct config *config)
 {
-	__u64 pod = bpf_get_current_ancestor_cgroup_id(config->level + 2);
+	__u64 pod = bpf_get_current_ancestor_cgroup_id(config->level + 1);
 
+	if (pod && (pod == config->classes[0] || pod == config->classes[1]))
+		pod = bpf_get_current_ancestor_cgroup_id(config->level + 2);
 	return pod ? pod : bpf_get_current_cgroup_id();
 }
 
@@ -363,35 +374,86 @@ static __always_inline void follow(struct bpf_sock_ops *ctx)
 		bpf_sock_ops_cb_flags_set(ctx, flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-static __always_inline void connects(struct bpf_sock_ops *ctx, struct mark *mark)
+/* Whether this is a connection to the daemon's own address and port. */
+static __always_inline int is_to_daemon(const struct config *config, const struct connection *connection)
 {
-	struct connection connection = {};
-	struct record record = {};
-	__u32 *count, none = 0;
-	__u64 pod = mark->pod;
+	const __u32 *to = connection->daemon;
 
-	if (mark->state != CONNECTING)
-		return;
-	/* A failed attempt of this socket may have left it. */
-	if (!mark->counted) {
-		count = bpf_map_lookup_elem(&open, &pod);
-		if (!count) {
-			bpf_map_update_elem(&open, &pod, &none, BPF_NOEXIST);
-			count = bpf_map_lookup_elem(&open, &pod);
-		}
-		if (!count || *count >= MAX_OF_POD)
-			return;
-		__sync_fetch_and_add(count, 1);
-		mark->counted = 1;
-	}
-	connection_of(ctx, &connection);
-	connection.in_host_network = mark->in_host_network;
+	if (connection->daemon_port != bpf_ntohs(config->port))
+		return 0;
+	if (!to[0] && !to[1] && to[2] == MAPPED)
+		return config->daemon_v4 && to[3] == config->daemon_v4;
+	return to[0] == config->daemon_v6[0] && to[1] == config->daemon_v6[1] && to[2] == config->daemon_v6[2] &&
+	       to[3] == config->daemon_v6[3];
+}
+
+/*
+ * Records the connection. In the node's network, only this socket can have these addresses. Elsewhere, another network may have the same
+ * ones: the last record is the one that counts, and that of an established connection is written again before the daemon accepts it.
+ */
+static __always_inline int record_as(struct bpf_sock_ops *ctx, const struct connection *connection, const struct mark *mark)
+{
+	struct record record = {};
+
+	record.pod = mark->pod;
 	record.cgroup = mark->cgroup;
 	record.socket = bpf_get_socket_cookie(ctx);
 	record.to_v6 = mark->to_v6;
-	/* In the node's network, only this socket can have these addresses. Elsewhere, another network may have the same ones. */
-	bpf_map_update_elem(&connections, &connection, &record, mark->in_host_network ? BPF_ANY : BPF_NOEXIST);
+	return !bpf_map_update_elem(&connections, connection, &record, BPF_ANY);
+}
+
+static __always_inline void connects(struct bpf_sock_ops *ctx, struct mark *mark, const struct config *config,
+				     struct connection *connection)
+{
+	__u32 *count, none = 0;
+	__u64 pod = mark->pod;
+
+	if (!config || !is_to_daemon(config, connection)) {
+		mark->state = MISDIRECTED;
+		return;
+	}
+	/* A failed attempt of this socket may have left it. */
+	count = bpf_map_lookup_elem(&open, &pod);
+	if (!count) {
+		bpf_map_update_elem(&open, &pod, &none, BPF_NOEXIST);
+		count = bpf_map_lookup_elem(&open, &pod);
+	}
+	if (!count || (!mark->counted && *count >= MAX_OF_POD))
+		return;
+	if (!mark->counted)
+		__sync_fetch_and_add(count, 1);
+	mark->counted = 1;
+	connection->in_host_network = mark->in_host_network;
+	if (!record_as(ctx, connection, mark)) {
+		/* The daemon refuses it. */
+		mark->counted = 0;
+		mark->state = NOT_REDIRECTED;
+		__sync_fetch_and_add(count, -1);
+		return;
+	}
 	mark->state = RECORDED;
+	follow(ctx);
+}
+
+/* A socket in the node's network connects to the daemon itself. A record with its addresses is one whose end nobody noticed. */
+static __always_inline void connects_directly(struct bpf_sock_ops *ctx, const struct config *config, struct connection *connection)
+{
+	if (!config || !is_to_daemon(config, connection) || !is_host_network(config, ctx))
+		return;
+	connection->in_host_network = 1;
+	bpf_map_delete_elem(&connections, connection);
+}
+
+static __always_inline void establishes(struct bpf_sock_ops *ctx, struct mark *mark)
+{
+	struct connection connection = {};
+	struct record *record;
+
+	connection_of(ctx, &connection);
+	connection.in_host_network = mark->in_host_network;
+	record = bpf_map_lookup_elem(&connections, &connection);
+	if (!record || record->socket != bpf_get_socket_cookie(ctx))
+		record_as(ctx, &connection, mark);
 	follow(ctx);
 }
 
@@ -427,12 +489,21 @@ int record_connection(struct bpf_sock_ops *ctx)
 	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_STATE_CB)
 		return 1;
 	mark = mark_of(ctx->sk);
+	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		struct config *config = configuration();
+		struct connection connection = {};
+
+		connection_of(ctx, &connection);
+		if (mark && mark->state == CONNECTING)
+			connects(ctx, mark, config, &connection);
+		else if (!mark || mark->state == NOT_REDIRECTED)
+			connects_directly(ctx, config, &connection);
+		return 1;
+	}
 	if (!mark)
 		return 1;
-	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
-		connects(ctx, mark);
-	else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && mark->state == RECORDED)
-		follow(ctx);
+	if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && mark->state == RECORDED)
+		establishes(ctx, mark);
 	else if (op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE)
 		closes(ctx, mark);
 	return 1;
@@ -482,12 +553,38 @@ static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)
 SEC("cgroup_skb/egress")
 int drop_egress(struct __sk_buff *skb)
 {
+	struct bpf_sock *sk = socket_of(skb);
+	struct config *config;
+	struct mark *mark;
+
+	if (!goes_to_metadata(skb, 0, 0)) {
+		mark = sk && sk->protocol == IPPROTO_TCP ? mark_of(sk) : NULL;
+		return mark && mark->state == MISDIRECTED ? DENY : ALLOW;
+	}
+	config = configuration();
+	return config && may_pass(config, skb, sk) ? ALLOW : DENY;
+}
+
+/*
+ * Packet sockets with PACKET_QDISC_BYPASS and sockets of XDP hand frames to the interface past exit_guard. Only those in the node's network
+ * can reach its interfaces.
+ */
+SEC("cgroup/setsockopt")
+int deny_bypass(struct bpf_sockopt *ctx)
+{
 	struct config *config;
 
-	if (!goes_to_metadata(skb, 0, 0))
+	/* The kernel has copied no more of longer values: it shall take the caller's. */
+	if (ctx->optlen > MAX_COPIED)
+		ctx->optlen = 0;
+	if (ctx->level != SOL_XDP && !(ctx->level == SOL_PACKET && ctx->optname == PACKET_QDISC_BYPASS))
 		return ALLOW;
 	config = configuration();
-	return config && may_pass(config, skb, socket_of(skb)) ? ALLOW : DENY;
+	if (!config)
+		return DENY;
+	if (!is_host_network(config, ctx) || (config->flags & PASS_HOST_NETWORK) || is_current_exempt(config))
+		return ALLOW;
+	return DENY;
 }
 
 /*
@@ -528,8 +625,15 @@ int exit_guard(struct __sk_buff *skb)
 	/* The kernel's own answers for connections that are closed, also those of pods. The peer does without. */
 	if (sk->type == SOCK_RAW && sk->protocol == IPPROTO_TCP)
 		return TC_ACT_SHOT;
-	if (bpf_skb_ancestor_cgroup_id(skb, config->level) != config->pods)
+	if (bpf_skb_ancestor_cgroup_id(skb, config->level) != config->pods) {
+		/*
+		 * A packet that was forwarded may still have the socket of a process of the node: one that a container runtime opened
+		 * in a pod's network, or that of the tap device of a virtual machine, which is of no IP family.
+		 */
+		if (skb->ingress_ifindex || (sk->family != AF_INET && sk->family != AF_INET6))
+			return TC_ACT_SHOT;
 		return TC_ACT_UNSPEC;
+	}
 	return may_pass(config, skb, sk) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 }
 

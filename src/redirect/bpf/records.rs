@@ -9,7 +9,7 @@ use aya::maps::{HashMap, MapData, MapError};
 
 use super::error::BpfError;
 use super::layout::{CONNECTION, RECORD, connection, record};
-use crate::cgroup::{CgroupId, HostNetworkExemptions, RedirectedSocket, RedirectedSockets};
+use crate::cgroup::{CgroupId, HostNetworkExemptions, RedirectedSocket, RedirectedSockets, is_of_node};
 
 /// The value of an exempt pod. It means nothing.
 const EXEMPT: u32 = 1;
@@ -34,15 +34,9 @@ impl Records {
 
 impl RedirectedSockets for Records {
     fn find(&self, peer: SocketAddr, local: SocketAddr) -> io::Result<Option<RedirectedSocket>> {
-        if let Some(found) = self.get(peer, local, true)? {
-            return Ok(Some(found));
-        }
-        // A pod may give any address to a network of its own, also the node's. No connection from there has that address here.
-        let ip = peer.ip().to_canonical();
-        if ip == local.ip().to_canonical() || ip.is_loopback() {
-            return Ok(None);
-        }
-        self.get(peer, local, false)
+        // A pod may give any address to a network of its own, also the node's, and a process in the node's network may bind its socket
+        // to the address of a pod (IP_TRANSPARENT). Neither has a connection here with these addresses.
+        self.get(peer, local, is_of_node(peer.ip(), local.ip()))
     }
 }
 

@@ -147,7 +147,7 @@ async fn status_on(stream: &mut TcpStream) -> u16 {
 }
 
 fn socket(cgroup: CgroupId, is_in_host_network: bool) -> Option<RedirectedSocket> {
-    Some(RedirectedSocket { cgroup, is_in_host_network, destination: METADATA.parse().unwrap() })
+    Some(RedirectedSocket { cgroup, process: cgroup, is_in_host_network, destination: METADATA.parse().unwrap() })
 }
 
 const HOST: [u8; 4] = [127, 0, 0, 1];

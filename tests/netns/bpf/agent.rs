@@ -67,6 +67,8 @@ pub(super) struct Connecting {
     pub(super) by: By,
     /// The source port. Its connections are closed with a reset, so that the port is free at once.
     pub(super) from_port: Option<u16>,
+    /// The source address, which need not be one of this network (`IP_FREEBIND`, `IP_TRANSPARENT`).
+    pub(super) from_ip: Option<Ipv4Addr>,
     pub(super) patience: Duration,
 }
 
@@ -114,7 +116,7 @@ pub(super) struct Agent {
 
 impl Connecting {
     pub(super) fn new(to: SocketAddr, by: By) -> Connecting {
-        Connecting { to, by, from_port: None, patience: PATIENCE }
+        Connecting { to, by, from_port: None, from_ip: None, patience: PATIENCE }
     }
 }
 
@@ -269,14 +271,18 @@ fn marked(domain: Domain, kind: Type, protocol: Option<Protocol>, class: u32) ->
 }
 
 fn connect(connecting: &Connecting, class: u32) -> io::Result<TcpStream> {
-    let Connecting { to, by, from_port, patience } = connecting;
+    let Connecting { to, by, from_port, from_ip, patience } = connecting;
     let to = if matches!(by, By::Mapped) { mapped_address(*to) } else { *to };
     let socket = marked(Domain::for_address(to), Type::STREAM, None, class)?;
     if let Some(port) = from_port {
         socket.set_reuse_address(true)?;
         socket.set_linger(Some(Duration::ZERO))?;
         let any: SocketAddr = if to.is_ipv4() { ([0; 4], *port).into() } else { ([0_u16; 8], *port).into() };
-        socket.bind(&any.into())?;
+        if from_ip.is_some() {
+            socket.set_freebind_v4(true)?;
+            socket.set_ip_transparent_v4(true)?;
+        }
+        socket.bind(&from_ip.map_or(any, |ip| (ip, *port).into()).into())?;
     }
     // Also limits connect(2).
     socket.set_write_timeout(Some(*patience))?;

@@ -11,7 +11,7 @@ use super::packets::Frame;
 use crate::bed::{METADATA, METADATA6};
 
 /// How long a connection that may be dropped is attempted.
-const DROP_TIMEOUT: Duration = Duration::from_millis(300);
+pub(super) const DROP_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// One way.
 #[derive(Debug)]

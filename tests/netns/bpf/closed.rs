@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use rolegate_lab::imds::NODE_ROLE_NAME;
+use rolegate_lab::node::{find_program, programs_or_skip};
 
 use super::agent::{Answer, By, Connecting, Order};
-use super::attacks::{Attack, all, assert_closed, assert_kind, assert_served_and_closed};
-use super::bed::BpfBed;
+use super::attacks::{Attack, DROP_TIMEOUT, all, assert_closed, assert_kind, assert_served_and_closed};
+use super::bed::{BpfBed, Client};
 use crate::bed::{METADATA, METADATA6, PATIENCE};
 
 /// Shows that the other tests of this module can fail.
@@ -71,8 +72,13 @@ fn a_process_of_the_node_is_untouched() {
     let process = bed.node_process();
     let _daemon = bed.start_bpf();
     for Attack { name, order, is_request } in all(&process, &uring) {
-        let before = bed.packets();
+        let (before, is_frame) = (bed.packets(), matches!(order, Order::Frame(_)));
         let answer = process.ask(order);
+        if is_frame {
+            // Frames of the tap device of a pod's virtual machine look the same.
+            assert_eq!(bed.packets(), before, "{name}");
+            continue;
+        }
         if is_request {
             let Ok(Answer::Fetched { role, .. }) = &answer else { panic!("{name}: {answer:?}") };
             assert_eq!(role, NODE_ROLE_NAME, "{name}");
@@ -171,4 +177,66 @@ fn nothing_opens_while_daemons_are_killed_and_started() {
             bed.assert_served_past_netfilter(client, Connecting::new(METADATA, By::Connect));
         }
     }
+}
+
+/// Tries options of sockets with which frames are sent past the exit guard, and one that has nothing to do with it.
+const BYPASS: &str = "
+import socket, struct
+options = {'packet': (socket.socket(socket.AF_PACKET, socket.SOCK_RAW), 263, 20, struct.pack('i', 1))}
+try:
+    # XDP_UMEM_FILL_RING
+    options['xdp'] = (socket.socket(44, socket.SOCK_RAW), 283, 5, struct.pack('i', 64))
+except OSError:
+    pass
+options['long'] = (socket.socket(), socket.SOL_SOCKET, socket.SO_RCVBUF, struct.pack('i', 65536) + bytes(8188))
+denied = []
+for name, (socket, level, option, value) in options.items():
+    try:
+        socket.setsockopt(level, option, value)
+    except PermissionError:
+        denied.append(name)
+    except OSError:
+        pass
+print(sorted(options) == sorted(denied + ['long']), denied)
+";
+
+#[test]
+fn no_frame_is_sent_past_the_exit_guard() {
+    let Some(bed) = BpfBed::new() else { return };
+    if !programs_or_skip(&["python3"]) {
+        return;
+    }
+    let (pod, host, process) = (bed.client("web"), bed.host_network_client("agent"), bed.node_process());
+    let try_options = |client: &Client| {
+        let ns = client.pod.as_ref().map_or(bed.node.ns(), |pod| pod);
+        let output = client.group.command(ns, find_program("python3").unwrap()).args(["-c", BYPASS]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(try_options(&host), "False []\n", "before");
+    let daemon = bed.start_bpf();
+    assert!(try_options(&host).starts_with("True "), "{}", try_options(&host));
+    for client in [&pod, &process] {
+        assert_eq!(try_options(client), "False []\n", "{}", client.role);
+    }
+    drop(daemon);
+    assert!(try_options(&host).starts_with("True "), "{}", try_options(&host));
+}
+
+/// A container runtime opens connections in a pod's network, for `kubectl port-forward`, and the pod may send them elsewhere.
+#[test]
+fn a_process_of_the_node_in_a_pods_network_reaches_nothing() {
+    let Some(bed) = BpfBed::new() else { return };
+    let (pod, process) = (bed.client("web"), bed.node_process());
+    let runtime = bed.process_elsewhere(&process, pod.pod.as_ref().unwrap());
+    let open = Order::Open(Connecting { patience: DROP_TIMEOUT, ..Connecting::new(METADATA, By::Connect) });
+    let before = bed.packets();
+    assert!(runtime.ask(&open).is_ok(), "without programs");
+    assert!(bed.packets().of_pods > before.of_pods);
+    runtime.ask(&Order::Close).unwrap();
+    let _daemon = bed.start_bpf();
+    let before = bed.packets();
+    assert!(runtime.ask(&open).is_err());
+    runtime.ask(&Order::Datagram { to: METADATA, mapped: false }).unwrap();
+    bed.assert_closed_since(before, "a process of the node in a pod's network");
 }

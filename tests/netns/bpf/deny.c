@@ -2,7 +2,9 @@
 //
 //   deny CGROUP connect4|connect6 PORT [preorder]
 //
-// It stands for the programs of others, such as a network plugin's load balancer. With `preorder`, it runs ahead of those of
+//   deny CGROUP connect4|connect6 PORT divert OTHER-PORT
+//
+// The latter sends the connections to another port instead. It stands for the programs of others, such as a network plugin's load balancer. With `preorder`, it runs ahead of those of
 // descendants. The exit status is the error number, 0 after success.
 
 #include <errno.h>
@@ -34,15 +36,18 @@ int main(int argc, char **argv)
 	if (argc < 4)
 		return EINVAL;
 	enum bpf_attach_type type = !strcmp(argv[2], "connect6") ? BPF_CGROUP_INET6_CONNECT : BPF_CGROUP_INET4_CONNECT;
+	int diverts = argc > 5 && !strcmp(argv[4], "divert");
 	struct bpf_insn program[] = {
 		// r2 = address->user_port, which is in network byte order
 		{ BPF_LDX | BPF_MEM | BPF_W, BPF_REG_2, BPF_REG_1, offsetof(struct bpf_sock_addr, user_port), 0 },
-		// r0 = 0: refuse
-		{ BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 0 },
-		// if r2 == PORT, skip the next instruction
-		{ BPF_JMP | BPF_JEQ | BPF_K, BPF_REG_2, 0, 1, htons(atoi(argv[3])) },
 		// r0 = 1: pass
 		{ BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, 1 },
+		// if r2 != PORT, skip the next three instructions
+		{ BPF_JMP | BPF_JNE | BPF_K, BPF_REG_2, 0, 3, htons(atoi(argv[3])) },
+		// refuse, or pass to the other port
+		{ BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, diverts },
+		{ BPF_ALU64 | BPF_MOV | BPF_K, BPF_REG_2, 0, 0, htons(atoi(argv[diverts ? 5 : 3])) },
+		{ BPF_STX | BPF_MEM | BPF_W, BPF_REG_1, BPF_REG_2, offsetof(struct bpf_sock_addr, user_port), 0 },
 		{ BPF_JMP | BPF_EXIT, 0, 0, 0, 0 },
 	};
 	union bpf_attr load = {
@@ -67,7 +72,7 @@ int main(int argc, char **argv)
 		.target_fd = group,
 		.attach_bpf_fd = loaded,
 		.attach_type = type,
-		.attach_flags = BPF_F_ALLOW_MULTI | (argc > 4 ? PREORDER : 0),
+		.attach_flags = BPF_F_ALLOW_MULTI | (argc == 5 ? PREORDER : 0),
 	};
 	if (syscall(__NR_bpf, BPF_PROG_ATTACH, &attach, sizeof(attach)) < 0)
 		return fail("attach");

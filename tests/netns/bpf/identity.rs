@@ -168,9 +168,7 @@ fn an_address_in_a_network_of_its_own_passes_a_pods_role_to_no_other_pod() {
     assert!(matches!(started, Answer::Open { local } if local == SocketAddr::new(ip.into(), PORT)), "{started:?}");
     // The attacker's connection has the addresses and ports of the victim's.
     let answer = victim.fetch_from_port(METADATA, PORT);
-    if answer.is_ok() {
-        bed.assert_own_role(&victim, &answer, "the victim");
-    }
+    bed.assert_own_role(&victim, &answer, "the victim");
     // It gets nothing in the victim's name either.
     let direct = SocketAddr::new(NODE_IP.into(), daemon.metadata_address().port());
     assert_direct_connection_gets_nothing(&victim, direct, By::Connect, Some(PORT));
@@ -178,6 +176,28 @@ fn an_address_in_a_network_of_its_own_passes_a_pods_role_to_no_other_pod() {
     for _ in 0..2 {
         let answer = victim.fetch_from_port(METADATA, PORT);
         bed.assert_own_role(&victim, &answer, "the victim afterwards");
+    }
+}
+
+/// A process in the node's network may give its socket the address of any pod.
+#[test]
+fn a_pods_address_in_the_nodes_network_passes_a_role_to_no_other_pod() {
+    let Some(bed) = BpfBed::new() else { return };
+    let (victim, attacker) = (bed.client("victim"), bed.host_network_client("attacker"));
+    let _daemon = bed.start_bpf();
+    bed.assert_served_past_netfilter(&attacker, Connecting::new(METADATA, By::Connect));
+    let ip = victim.pod.as_ref().unwrap().ip;
+    let squat = Connecting { from_port: Some(PORT), from_ip: Some(ip), ..Connecting::new(METADATA, By::Start) };
+    let started = attacker.ask(Order::Open(squat)).unwrap();
+    assert!(matches!(started, Answer::Open { local } if local == SocketAddr::new(ip.into(), PORT)), "{started:?}");
+    // The daemon's answer to the attacker reaches the victim, which ends that connection.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = victim.fetch_from_port(METADATA, PORT);
+        if answer.is_ok() {
+            return bed.assert_own_role(&victim, &answer, "the victim");
+        }
+        assert!(Instant::now() < deadline, "{answer:?}");
     }
 }
 
