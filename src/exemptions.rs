@@ -26,7 +26,7 @@ const UPDATE_AGAIN: Duration = Duration::from_millis(50);
 const LOOK_AGAIN: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 /// The pauses after failures.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-/// How often the control groups are checked if nothing changes.
+/// How often the control groups, and what the kernel has, are checked if nothing changes.
 const CHECK_EVERY: Duration = Duration::from_secs(30);
 
 /// Follows the pods of this node, and exempts some.
@@ -45,7 +45,7 @@ pub(crate) struct Exemptions {
 /// What the last update came to.
 #[derive(Debug, Default)]
 struct Updates {
-    /// What the kernel has.
+    /// What the kernel had after the last update.
     applied: Option<BTreeSet<CgroupId>>,
     /// Consecutive failures.
     failures: u32,
@@ -150,12 +150,12 @@ impl Exemptions {
     }
 
     async fn apply(&self, found: BTreeSet<CgroupId>, updates: &mut Updates) -> io::Result<()> {
+        // Another daemon may have changed what the kernel has, which compares it. After a failure, it is what it was.
+        let (kernel, pods) = (self.kernel.clone(), found.clone());
+        in_background(move || kernel.exempt(&pods)).await?;
         if updates.applied.as_ref() == Some(&found) {
             return Ok(());
         }
-        // After a failure, what the kernel has is what it had.
-        let (kernel, pods) = (self.kernel.clone(), found.clone());
-        in_background(move || kernel.exempt(&pods)).await?;
         self.metrics.exemptions_updated(true);
         self.metrics.exempt_pods(found.len());
         info!(

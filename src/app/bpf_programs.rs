@@ -11,7 +11,7 @@ use crate::config::{RedirectBackend, RedirectConfig};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::redirect::bpf::keeper::{Keeper, KeeperEnvironment};
-use crate::redirect::bpf::{Scope, pinned, remove_pins};
+use crate::redirect::bpf::{Scope, is_of_guard, pinned, remove_all_but_guard, remove_pins};
 use crate::redirect::ownership::Ownership;
 
 /// Returns which programs are wanted.
@@ -49,16 +49,24 @@ pub(super) fn start(
 
 /// Removes the programs of an earlier daemon, where none are wanted now.
 pub(super) fn remove_unwanted(redirect: &RedirectConfig, keeper: Option<&Keeper>) {
-    // Without the exit guard of `auto`, a former one of it does no harm, and closes what it closed.
-    if keeper.is_some() || redirect.backend == RedirectBackend::Auto {
+    if keeper.is_some() {
         return;
     }
-    match pinned(&redirect.bpf.pins) {
-        Ok(found) if found.is_empty() => return,
+    // Without the exit guard of `auto`, a former one of it does no harm, and closes what it closed. Nobody can configure the others.
+    let is_guard_wanted = redirect.backend == RedirectBackend::Auto;
+    let pins = &redirect.bpf.pins;
+    match pinned(pins) {
+        Ok(found) if found.iter().all(|program| is_guard_wanted && is_of_guard(program)) => return,
         Ok(_) => {}
         Err(error) => return debug!(error = chain(&error), "cannot look for BPF programs of an earlier daemon"),
     }
-    match remove_pins(&redirect.bpf.pins) {
+    match if is_guard_wanted { remove_all_but_guard(pins) } else { remove_pins(pins) } {
+        Ok(removed) if is_guard_wanted => info!(
+            event = "bpf-programs-removed",
+            removed = removed.join("; "),
+            "removed the BPF programs of an earlier daemon that redirect connections; keeping its exit guard as it is configured, which this \
+             daemon cannot change; to remove that as well, give --redirect=nftables or --redirect=iptables"
+        ),
         Ok(removed) => info!(
             event = "bpf-programs-removed",
             removed = removed.join("; "),

@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::redirect::backend::SelectedBackend;
 use crate::redirect::bpf::keeper::{Keeper, KeeperEnvironment};
-use crate::redirect::bpf::{Scope, pinned, remove_pins};
+use crate::redirect::bpf::{Scope, check_file_system, pinned, remove_pins};
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::program::LOCK_WAIT;
 use crate::redirect::routing::{self as routing_rules, RoutingError, node as routing};
@@ -201,9 +201,12 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
             Err(error) => failures.push(error),
         }
     }
-    let of_programs = match command.redirect.backend {
-        RedirectBackend::Auto | RedirectBackend::Bpf => remove_pins(&command.redirect.bpf.pins),
-        _ => Ok(Vec::new()),
+    let pins = &command.redirect.bpf.pins;
+    let (of_programs, unseen) = match (command.redirect.backend, check_file_system(pins)) {
+        // In a container without the node's file system, pins are not seen, and the programs stay.
+        (RedirectBackend::Bpf, Err(error)) => (Err(error), None),
+        (RedirectBackend::Bpf | RedirectBackend::Auto, result) => (remove_pins(pins), result.err()),
+        _ => (Ok(Vec::new()), None),
     };
     let of_programs = of_programs.map(|removed| lines.extend(removed.into_iter().map(|what| format!("removed: {what}"))));
     if without_program.len() == all {
@@ -225,6 +228,7 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     if lines.is_empty() {
         lines.push("no rules of rolegate to remove".to_owned());
     }
+    lines.extend(unseen.map(|error| format!("bpf: programs, if there are any, stay: {}", error.with_advice())));
     Ok(lines)
 }
 

@@ -88,6 +88,16 @@ impl Node {
         assert!(found.is_ok(), "{:?} instead of {expected:?}", self.kernel.exempt.lock().unwrap());
     }
 
+    /// Waits until a line is among the metrics, which are counted after the kernel was told.
+    async fn counts(&self, line: &str) {
+        let reached = async {
+            while !self.counted(line) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, reached).await.unwrap();
+    }
+
     fn counted(&self, line: &str) -> bool {
         String::from_utf8(self.metrics.render()).unwrap().lines().any(|found| found == line)
     }
@@ -186,7 +196,7 @@ async fn failures_are_retried_and_keep_what_was_exempt() {
 
 /// A pod's author can change its status as often as they like.
 #[tokio::test]
-async fn many_changes_of_pods_cause_few_updates_and_no_call_without_a_difference() {
+async fn many_changes_of_pods_cause_few_updates() {
     let node = Node::new(HostNetworkMode::Serve);
     let own = node.cgroup(OWN);
     node.writer.write(|index| index.reset([]));
@@ -198,5 +208,21 @@ async fn many_changes_of_pods_cause_few_updates_and_no_call_without_a_difference
     let cni = node.cgroup(CNI);
     node.writer.write(|index| index.apply(host("aws-node", CNI)));
     node.exempt(&[own, cni]).await;
-    assert_eq!(*node.kernel.calls.lock().unwrap(), 2);
+    // Those that change something.
+    node.counts(r#"rolegate_host_network_exemption_updates_total{outcome="written"} 2"#).await;
+    let calls = *node.kernel.calls.lock().unwrap();
+    assert!((2..100).contains(&calls), "{calls} calls for 201 changes");
+}
+
+/// Two daemons overlap, and the other one removes what it does not want.
+#[tokio::test]
+async fn what_another_daemon_changes_is_repaired() {
+    let node = Node::new(HostNetworkMode::Serve);
+    let (own, cni) = (node.cgroup(OWN), node.cgroup(CNI));
+    node.writer.write(|index| index.reset([host("aws-node", CNI)]));
+    node.exempt(&[own, cni]).await;
+    *node.kernel.exempt.lock().unwrap() = Some([cni].into());
+    // A change of another pod.
+    node.writer.write(|index| index.apply(Pod::for_test("shop", "web")));
+    node.exempt(&[own, cni]).await;
 }

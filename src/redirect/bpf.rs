@@ -13,10 +13,12 @@ mod host_network;
 pub mod keeper;
 pub mod layout;
 mod mounts;
+mod pins;
 mod records;
 mod sockopt;
 pub mod uplinks;
 
-pub use attach::{Scope, pinned, remove_pins};
+pub use attach::Scope;
 pub use error::BpfError;
+pub use pins::{check_file_system, is_of_guard, pinned, remove_all_but_guard, remove_pins};
 pub use records::{Exemptions, Records};

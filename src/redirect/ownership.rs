@@ -55,6 +55,15 @@ struct HeldNames {
     rules: Option<UnixListener>,
 }
 
+/// The other daemons of this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OtherDaemons {
+    /// Whether there is one, or may be one: a name whose holder cannot be determined counts.
+    pub is_any: bool,
+    /// Whether one was started later. It may not have installed its rules yet.
+    pub is_later: bool,
+}
+
 /// The holder of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
@@ -96,6 +105,22 @@ impl Ownership {
     pub fn is_succeeded(&self) -> io::Result<bool> {
         let later = names(RULES)?.into_iter().filter(|(number, _)| *number > self.number);
         Ok(later.into_iter().any(|(_, name)| holder(&name) == Holder::OurUser))
+    }
+
+    /// Returns which other daemons of this user run on this node.
+    ///
+    /// # Errors
+    /// If names cannot be listed.
+    pub fn others(&self) -> io::Result<OtherDaemons> {
+        let mut others = OtherDaemons::default();
+        for (number, name) in names(RUNS)?.into_iter().filter(|(number, _)| *number != self.number) {
+            match holder(&name) {
+                Holder::OurUser => (others.is_any, others.is_later) = (true, others.is_later || number > self.number),
+                Holder::Unknown => others.is_any = true,
+                Holder::AnotherUser | Holder::Nobody => {}
+            }
+        }
+        Ok(others)
     }
 
     /// Accepts and closes the connections of processes that check who holds the names. Cancel safe.
@@ -225,6 +250,8 @@ mod tests {
         let (first, second) = (Ownership::take().unwrap(), Ownership::take().unwrap());
         drop(last);
         assert!(first.number < second.number && second.number < u64::MAX);
+        assert_eq!(first.others().unwrap(), OtherDaemons { is_any: true, is_later: true });
+        assert_eq!(second.others().unwrap(), OtherDaemons { is_any: true, is_later: false });
         first.claim_rules().unwrap();
         assert!(!second.is_succeeded().unwrap());
         // Another process took the name that it could guess in advance.
@@ -249,7 +276,9 @@ mod tests {
             never = second.answer() => match never {},
         }
 
+        assert_eq!(second.others().unwrap(), OtherDaemons { is_any: true, is_later: false }, "although its holder is unknown");
         assert!(second.leave().unwrap(), "the first daemon still counts, although its holder is unknown");
+        assert_eq!(first.others().unwrap(), OtherDaemons::default());
         assert!(names(RULES).unwrap().iter().all(|(number, _)| *number != second.number), "its claim is released with it");
         assert!(!first.is_succeeded().unwrap());
     }

@@ -437,6 +437,22 @@ fn the_parent_of_the_cni_results_is_mounted_read_only() {
     assert_eq!(results.as_deref(), Some("/var/lib/cni/results"));
 }
 
+/// Where the programs of `--redirect=bpf` are pinned. Whoever takes the component away, or the daemon, needs them to remove the programs.
+#[test]
+fn the_pins_of_bpf_programs_are_mounted_with_and_without_the_component() {
+    let (base, uninstall) = (read("daemonset/daemonset.yaml"), read("daemonset/uninstall/daemonset.yaml"));
+    let pins = flags::of_all_commands().find(|flag| flag.name == "bpf-pins").unwrap().default;
+    assert_eq!(Path::new(pins).parent(), Some(Path::new("/sys/fs/bpf")));
+    let lines = |text: &str| text.lines().map(str::trim).map(str::to_owned).collect::<Vec<_>>();
+    let (mount, volume) = (["- name: bpf", "mountPath: /sys/fs/bpf"], ["- name: bpf", "hostPath:", "path: /sys/fs/bpf", "type: Directory"]);
+    for text in [&base, &uninstall] {
+        let lines = lines(text);
+        assert!(lines.windows(2).any(|two| two == mount) && lines.windows(4).any(|four| four == volume), "{text}");
+    }
+    assert!(!uninstall.contains("op: remove\n  path: /spec/template/spec/volumes\n"));
+    assert!(!read("daemonset/bpf/daemonset.yaml").contains("/sys/fs/bpf"), "the base mounts it, and a volume has one name");
+}
+
 /// Every policy has a binding that denies, refuses both metadata addresses, and counts an evaluation that fails as a refusal. What the
 /// expressions mean is up to the API server.
 #[test]

@@ -5,11 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
-use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData, MapType};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{TcAttachOptions, TcAttachType};
 use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, LinkOrder, Program};
@@ -19,7 +18,7 @@ use super::cgroups::PodsCgroup;
 use super::error::BpfError;
 use super::fdinfo::{self, AttachedLink};
 use super::layout::{CONFIG, CONNECTION, ProgramConfig, RECORD};
-use super::mounts::{containing, parse};
+use super::pins::{EXIT_GUARD, LINK, MARK_SOCKET, check_file_system, names, remove_versions, removed};
 use super::records::{Exemptions, Records};
 use super::sockopt;
 
@@ -27,23 +26,34 @@ use super::sockopt;
 static OBJECT: &[u8] = aya::include_bytes_aligned!("programs.o");
 /// The directory of this version's pins. It changes with the maps, so that a daemon never uses maps that mean something else.
 const LAYOUT: &str = "v1";
-/// The maps, with the sizes of their keys and values.
-const MAPS: [(&str, u32, u32); 5] =
-    [("config", 4, CONFIG as u32), ("exempt", 8, 4), ("marks", 4, 32), ("connections", CONNECTION as u32, RECORD as u32), ("open", 8, 4)];
+/// The maps, as the source of the programs has them.
+const MAPS: [MapShape; 5] = [
+    MapShape { name: "config", kind: MapType::Hash, key: 4, value: CONFIG as u32, max_entries: 1 },
+    MapShape { name: "exempt", kind: MapType::Hash, key: 8, value: 4, max_entries: 8192 },
+    MapShape { name: "marks", kind: MapType::SkStorage, key: 4, value: 32, max_entries: 0 },
+    MapShape { name: "connections", kind: MapType::Hash, key: CONNECTION as u32, value: RECORD as u32, max_entries: 131_072 },
+    MapShape { name: "open", kind: MapType::LruHash, key: 8, value: 4, max_entries: 8192 },
+];
 /// The programs on the pods' control group, in the order in which they are attached: connections must be recorded before any is
 /// redirected, and sockets marked before packets are judged by that.
 const OF_PODS: [&str; 8] =
     ["deny_bypass", "mark_socket", "record_connection", "getpeername4", "getpeername6", "connect4", "connect6", "drop_egress"];
-/// The one of them that the exit guard needs.
-const MARK_SOCKET: &str = "mark_socket";
-/// The program on interfaces.
-const EXIT_GUARD: &str = "exit_guard";
-/// What the names of links' pins begin with.
-const LINK: &str = "link-";
 /// What the name of a pin begins with that is about to replace another one. (The kernel allows no dots in these names.)
 const NEXT: &str = "next-";
 /// The key of the only entry of the map `config`.
 const KEY: u32 = 0;
+
+/// What a map must be like to be used.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct MapShape {
+    name: &'static str,
+    kind: MapType,
+    /// The size of a key, in bytes.
+    key: u32,
+    /// The size of a value, in bytes.
+    value: u32,
+    max_entries: u32,
+}
 
 /// Which programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +105,9 @@ impl Programs {
 
     /// Attaches what is missing, and returns what was: the programs of this scope on the pods' control group, and the exit guard on these
     /// interfaces. A thorough look also finds links whose pins are there, and which were detached; it reads about every open file.
+    ///
+    /// # Errors
+    /// The first failure. What does not depend on it is attached all the same: one interface that fails leaves no other unguarded.
     pub(super) fn attach(
         &mut self,
         scope: Scope,
@@ -104,28 +117,41 @@ impl Programs {
     ) -> Result<Vec<String>, BpfError> {
         let links = self.links(is_thorough)?;
         let mut attached = Vec::new();
+        let mut failure = self.attach_missing(scope, pods, &links, &mut attached).err();
+        for (index, interface) in uplinks {
+            let pin = guard_pin(*index);
+            if !self.is_attached(&links, EXIT_GUARD, &pin, u64::from(*index)) {
+                match self.attach_to_interface(interface).and_then(|link| self.pin(link, &pin)) {
+                    Ok(()) => attached.push(format!("{EXIT_GUARD} on {interface}")),
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+        }
+        failure.map_or(Ok(attached), Err)
+    }
+
+    fn attach_missing(
+        &mut self,
+        scope: Scope,
+        pods: &PodsCgroup,
+        links: &BTreeMap<String, AttachedLink>,
+        attached: &mut Vec<String>,
+    ) -> Result<(), BpfError> {
         let of_pods: &[&'static str] = match scope {
             Scope::All => &OF_PODS,
             Scope::ExitGuard => &[MARK_SOCKET],
         };
-        let missing: Vec<_> = of_pods.iter().filter(|name| !self.is_attached(&links, name, &format!("{LINK}{name}"), pods.id.0)).collect();
-        if !missing.is_empty() {
-            let cgroup = File::open(&pods.path).map_err(|source| BpfError::Cgroups { path: pods.path.clone(), source })?;
-            for name in missing {
-                let link = self.attach_to_cgroup(name, &cgroup)?;
-                self.pin(link, &format!("{LINK}{name}"))?;
-                attached.push((*name).to_owned());
-            }
+        let missing: Vec<_> = of_pods.iter().filter(|name| !self.is_attached(links, name, &format!("{LINK}{name}"), pods.id.0)).collect();
+        if missing.is_empty() {
+            return Ok(());
         }
-        for (index, interface) in uplinks {
-            let pin = guard_pin(*index);
-            if !self.is_attached(&links, EXIT_GUARD, &pin, u64::from(*index)) {
-                let link = self.attach_to_interface(interface)?;
-                self.pin(link, &pin)?;
-                attached.push(format!("{EXIT_GUARD} on {interface}"));
-            }
+        let cgroup = File::open(&pods.path).map_err(|source| BpfError::Cgroups { path: pods.path.clone(), source })?;
+        for name in missing {
+            let link = self.attach_to_cgroup(name, &cgroup)?;
+            self.pin(link, &format!("{LINK}{name}"))?;
+            attached.push((*name).to_owned());
         }
-        Ok(attached)
+        Ok(())
     }
 
     /// Removes the programs that are not of this scope, and the pins of interfaces that are gone.
@@ -144,6 +170,11 @@ impl Programs {
             removed.push(name);
         }
         Ok(removed)
+    }
+
+    /// Removes the pins of daemons whose maps differ, and with them their programs.
+    pub(super) fn remove_other_layouts(&self) -> Result<Vec<String>, BpfError> {
+        self.directory.parent().map_or(Ok(Vec::new()), |pins| remove_versions(pins, |version| version != LAYOUT))
     }
 
     fn is_attached(&self, links: &BTreeMap<String, AttachedLink>, program: &str, pin: &str, target: u64) -> bool {
@@ -227,68 +258,27 @@ impl Programs {
     }
 }
 
-/// Removes all pins of rolegate, of every version, and describes what was removed. The programs are detached with them.
-///
-/// # Errors
-/// If a pin cannot be removed.
-pub fn remove_pins(pins: &Path) -> Result<Vec<String>, BpfError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        |source| BpfError::Pins { path, source }
-    };
-    let mut removed = Vec::new();
-    for version in names(pins).map_err(failed(pins))? {
-        let directory = pins.join(version);
-        let mut all = names(&directory).map_err(failed(&directory))?;
-        // Pods must not be redirected to a daemon that is not told who they are, so connections are no longer redirected first.
-        all.sort_by_key(|name| (!name.contains("connect"), !name.starts_with(LINK)));
-        for name in all {
-            let path = directory.join(&name);
-            fs::remove_file(&path).map_err(failed(&path))?;
-            removed.extend(name.strip_prefix(LINK).map(|program| format!("the BPF program {program}")));
-        }
-        fs::remove_dir(&directory).map_err(failed(&directory))?;
-    }
-    self::removed(fs::remove_dir(pins)).map_err(failed(pins))?;
-    Ok(removed)
-}
-
-/// Returns the names of the programs that are pinned, of any version.
-///
-/// # Errors
-/// If the directory cannot be read.
-pub fn pinned(pins: &Path) -> Result<BTreeSet<String>, BpfError> {
-    let failed = |source| BpfError::Pins { path: pins.to_owned(), source };
-    let mut found = BTreeSet::new();
-    for version in names(pins).map_err(failed)? {
-        let all = names(&pins.join(version)).map_err(failed)?;
-        found.extend(all.iter().filter_map(|name| name.strip_prefix(LINK)).map(str::to_owned));
-    }
-    Ok(found)
-}
-
 /// Creates the directory of the pins, and removes pins of maps that are not like ours.
 fn prepare(pins: &Path, directory: &Path) -> Result<(), BpfError> {
+    check_file_system(pins)?;
     let failed = |path: &Path| {
         let path = path.to_owned();
         |source| BpfError::Pins { path, source }
     };
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map(|text| parse(&text)).map_err(failed(pins))?;
-    if containing(&mounts, pins).is_none_or(|mount| mount.kind != "bpf") {
-        return Err(BpfError::NotBpfFileSystem { path: pins.to_owned() });
-    }
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed(directory))?;
-    for (name, key, value) in MAPS {
-        let path = directory.join(name);
-        let is_ours = || {
-            let info = MapData::from_pin(&path).ok()?.info().ok()?;
-            Some((info.key_size(), info.value_size()) == (key, value))
-        };
-        if path.exists() && is_ours() == Some(false) {
+    for shape in MAPS {
+        let path = directory.join(shape.name);
+        if path.exists() && shape_of(shape.name, &path).is_some_and(|found| found != shape) {
             fs::remove_file(&path).map_err(failed(&path))?;
         }
     }
     Ok(())
+}
+
+fn shape_of(name: &'static str, path: &Path) -> Option<MapShape> {
+    let info = MapData::from_pin(path).ok()?.info().ok()?;
+    let (key, value, max_entries) = (info.key_size(), info.value_size(), info.max_entries());
+    Some(MapShape { name, kind: info.map_type().ok()?, key, value, max_entries })
 }
 
 /// Loads a program, and returns its number.
@@ -325,20 +315,36 @@ fn guard_pin(interface: u32) -> String {
     format!("{LINK}{EXIT_GUARD}-{interface}")
 }
 
-/// Returns the names in a directory; none if it does not exist.
-fn names(directory: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-}
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
 
-/// What does not exist needs not be removed.
-fn removed(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    /// The source of the programs.
+    const SOURCE: &str = include_str!("programs.c");
+
+    fn number(text: &str) -> u32 {
+        let define = |name: &str| SOURCE.lines().find_map(|line| line.strip_prefix("#define ")?.strip_prefix(name)?.trim().parse().ok());
+        text.parse().ok().or_else(|| define(text)).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    #[test]
+    fn the_maps_have_the_shapes_of_the_source() {
+        for shape in MAPS {
+            let before = SOURCE.split(&format!("}} {} SEC(\".maps\");", shape.name)).next().unwrap();
+            let definition = &before[before.rfind("struct {").unwrap()..];
+            let field = |name: &str| {
+                let value = definition.split(&format!("__uint({name}, ")).nth(1)?;
+                value.split(')').next()
+            };
+            let kind = match field("type").unwrap() {
+                "BPF_MAP_TYPE_HASH" => MapType::Hash,
+                "BPF_MAP_TYPE_SK_STORAGE" => MapType::SkStorage,
+                "BPF_MAP_TYPE_LRU_HASH" => MapType::LruHash,
+                other => panic!("{other}"),
+            };
+            assert_eq!((shape.kind, shape.max_entries), (kind, field("max_entries").map_or(0, number)), "{}", shape.name);
+        }
+        assert_eq!(SOURCE.matches("SEC(\".maps\")").count(), MAPS.len());
     }
 }

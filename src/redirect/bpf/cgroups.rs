@@ -1,6 +1,6 @@
 //! Finds the control group of all pods, and the daemon's own pod in it.
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,14 @@ const VERSION_2: &str = "cgroup2";
 const VERSION_1: &str = "cgroup";
 /// A file that every control group has but the root.
 const NOT_IN_ROOT: &str = "cgroup.events";
-/// How deep the daemon's own process is looked for below the pods' control group: class, pod, container, and two of its own.
-const MAX_DEPTH: u32 = 5;
+/// The file that says whether there is a process in a control group or below it (cgroups(7)).
+const EVENTS: &str = NOT_IN_ROOT;
+/// The line of that file if there is one.
+const POPULATED: &str = "populated 1";
+/// How deep the daemon's own process is looked for below the control group of a pod: container, and two of its own.
+const MAX_DEPTH: u32 = 3;
+/// What the kubelet mounts into every pod that talks to the Kubernetes API.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// The control group of all pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,21 +62,52 @@ impl PodsCgroup {
 
     fn found(mounts: &[Mount]) -> Result<Self, BpfError> {
         let of_kind = |kind: &'static str| mounts.iter().filter(move |mount| mount.kind == kind);
-        let candidates = |mount: &Mount| NAMES.map(|name| mount.path.join(name)).into_iter().find(|path| path.is_dir());
-        // A container may see its own control groups at one place, and the node's at another.
-        if let Some((path, mount)) = of_kind(VERSION_2).find_map(|mount| Some((candidates(mount)?, mount))) {
-            return Self::at(&path, &mount.path);
+        let is_root = |mount: &&Mount| !mount.path.join(NOT_IN_ROOT).exists();
+        let candidates = |mount: &Mount| NAMES.map(|name| mount.path.join(name)).into_iter().filter(|path| path.is_dir());
+        let mut found: Vec<Self> = Vec::new();
+        for mount in of_kind(VERSION_2).filter(is_root) {
+            for path in candidates(mount) {
+                let candidate = Self::at(&path, &mount.path)?;
+                // The node's control groups may be mounted twice.
+                if found.iter().all(|other| other.id != candidate.id) {
+                    found.push(candidate);
+                }
+            }
         }
-        if of_kind(VERSION_1).any(|mount| candidates(mount).is_some()) {
+        if !found.is_empty() {
+            return Self::in_use(found);
+        }
+        // A container may see its own control groups at one place, and the node's at another.
+        if let Some(mount) = of_kind(VERSION_2).find(|mount| candidates(mount).next().is_some()) {
+            return Err(BpfError::NotRoot { path: mount.path.clone() });
+        }
+        if of_kind(VERSION_1).any(|mount| candidates(mount).next().is_some()) {
             return Err(BpfError::CgroupV1);
         }
         if of_kind(VERSION_2).next().is_none() {
             return Err(BpfError::NoCgroup2);
         }
-        match of_kind(VERSION_2).find(|mount| !mount.path.join(NOT_IN_ROOT).exists()) {
+        match of_kind(VERSION_2).find(is_root) {
             Some(_) => Err(BpfError::NoPodsCgroup),
             None => Err(BpfError::NotRoot { path: of_kind(VERSION_2).next().map(|mount| mount.path.clone()).unwrap_or_default() }),
         }
+    }
+
+    /// Returns the candidate that the kubelet uses. Another one is left when its driver is changed: without processes, if the pods of
+    /// before are gone.
+    fn in_use(mut candidates: Vec<Self>) -> Result<Self, BpfError> {
+        let paths: Vec<_> = candidates.iter().map(|candidate| candidate.path.clone()).collect();
+        if candidates.len() > 1 {
+            candidates.retain(Self::is_populated);
+        }
+        match <[Self; 1]>::try_from(candidates) {
+            Ok([one]) => Ok(one),
+            Err(_) => Err(BpfError::AmbiguousPodsCgroup { paths }),
+        }
+    }
+
+    fn is_populated(&self) -> bool {
+        fs::read_to_string(self.path.join(EVENTS)).is_ok_and(|text| text.lines().any(|line| line == POPULATED))
     }
 
     fn at(path: &Path, mount: &Path) -> Result<Self, BpfError> {
@@ -112,25 +149,33 @@ impl PodsCgroup {
     ///
     /// The process looks for its own number: in a container, the kernel shows only numbers of processes that the container can see, and
     /// 0 for all others (cgroups(7)). A private view of control groups hides the path of `/proc/self/cgroup`.
-    pub fn own_pod(&self) -> Option<CgroupId> {
-        self.pod_of(std::process::id())
+    ///
+    /// # Errors
+    /// If this process is in a pod, but in no control group of a pod here: the container runtime does not create them where the kubelet
+    /// says, and programs here would see no pod.
+    pub fn own_pod(&self) -> Result<Option<CgroupId>, BpfError> {
+        self.own_pod_of(std::process::id(), Path::new(SERVICE_ACCOUNT).exists())
     }
 
+    fn own_pod_of(&self, process: u32, is_in_pod: bool) -> Result<Option<CgroupId>, BpfError> {
+        match self.pod_of(process) {
+            None if is_in_pod => Err(BpfError::OwnPodElsewhere { path: self.path.clone() }),
+            found => Ok(found),
+        }
+    }
+
+    /// Looks only where the kubelet creates the control groups of pods: what is exempt by mistake reaches the real metadata service.
     fn pod_of(&self, process: u32) -> Option<CgroupId> {
-        let number = process.to_string();
-        let mut directories = vec![(self.path.clone(), 0, None)];
-        while let Some((path, depth, pod)) = directories.pop() {
-            if depth > 0 && fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| text.lines().any(|line| line == number)) {
-                return pod.or_else(|| fs::metadata(&path).ok().map(|metadata| CgroupId(metadata.ino())));
-            }
-            if depth == MAX_DEPTH {
-                continue;
-            }
-            for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    let is_pod = pod.is_none() && entry.file_name().to_str().is_some_and(is_of_pod);
-                    let pod = pod.or_else(|| entry.metadata().ok().filter(|_| is_pod).map(|metadata| CgroupId(metadata.ino())));
-                    directories.push((entry.path(), depth + 1, pod));
+        let (layout, number) = (Layout::of(&self.path), process.to_string());
+        let mut parents = vec![(None, self.path.clone())];
+        while let Some((class, parent)) = parents.pop() {
+            for entry in directories(&parent) {
+                match entry.file_name().to_str().and_then(|name| layout.directory(class, name)) {
+                    Some(PodDirectory::Class(class)) => parents.push((Some(class), entry.path())),
+                    Some(PodDirectory::Pod(_)) if holds(&entry.path(), &number, MAX_DEPTH) => {
+                        return entry.metadata().ok().map(|metadata| CgroupId(metadata.ino()));
+                    }
+                    _ => {}
                 }
             }
         }
@@ -138,9 +183,16 @@ impl PodsCgroup {
     }
 }
 
-/// Whether a directory below the pods' control group has the name of a pod's: `pod<uid>`, or `…-pod<uid>.slice`.
-fn is_of_pod(name: &str) -> bool {
-    name.starts_with("pod") || name.contains("-pod")
+/// Returns whether a process is in a control group, or in one below it.
+fn holds(path: &Path, process: &str, depth: u32) -> bool {
+    let is_here = fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| text.lines().any(|line| line == process));
+    is_here || depth > 0 && directories(path).any(|below| holds(&below.path(), process, depth - 1))
+}
+
+/// Returns the directories in a directory; none if it is gone.
+fn directories(path: &Path) -> impl Iterator<Item = DirEntry> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 #[cfg(test)]
@@ -197,29 +249,84 @@ mod tests {
         assert!(matches!(PodsCgroup::given(&root.path().join("a/pods"), &mounts), Err(BpfError::NotRoot { .. })));
     }
 
-    #[test]
-    fn the_pod_of_a_process_is_found_and_never_a_class() {
-        let root = tree(&["kubepods/burstable/podx/container", "kubepods/pody/container/nested", "kubepods/besteffort"]);
-        let pods = PodsCgroup { path: root.path().join("kubepods"), id: CgroupId(0), level: 1 };
-        let id = |path: &str| Some(CgroupId(fs::metadata(root.path().join("kubepods").join(path)).unwrap().ino()));
-        let holds = |path: &str, text: &str| fs::write(root.path().join("kubepods").join(path).join("cgroup.procs"), text).unwrap();
-        assert_eq!(pods.pod_of(7), None);
-        holds("burstable/podx/container", "0\n17\n");
-        assert_eq!(pods.pod_of(7), None);
-        holds("burstable/podx/container", "0\n7\n");
-        assert_eq!(pods.pod_of(7), id("burstable/podx"));
-        holds("burstable/podx/container", "0\n");
-        holds("pody/container/nested", "7\n");
-        assert_eq!(pods.pod_of(7), id("pody"));
+    fn populate(path: &Path, is_populated: bool) {
+        fs::write(path.join(EVENTS), format!("populated {}\nfrozen 0\n", u8::from(is_populated))).unwrap();
     }
 
     #[test]
-    fn pods_have_names() {
-        for name in ["pod4dcc8d14", "kubepods-pod4d.slice", "kubelet-kubepods-burstable-pod4d.slice"] {
-            assert!(is_of_pod(name), "{name}");
+    fn an_empty_control_group_that_a_former_driver_left_hides_no_other() {
+        for used in NAMES {
+            let root = tree(&NAMES);
+            let mounts = [mount(root.path(), VERSION_2), mount(root.path(), VERSION_2)];
+            for name in NAMES {
+                populate(&root.path().join(name), name == used);
+            }
+            assert_eq!(PodsCgroup::found(&mounts).unwrap().path, root.path().join(used));
         }
-        for name in ["burstable", "besteffort", "kubepods-burstable.slice", "kubelet-kubepods-besteffort.slice"] {
-            assert!(!is_of_pod(name), "{name}");
+    }
+
+    #[test]
+    fn control_groups_of_two_drivers_are_ambiguous_if_both_or_none_have_processes() {
+        let names = ["kubepods", "kubepods.slice"];
+        for are_populated in [false, true] {
+            let root = tree(&names);
+            for name in names {
+                populate(&root.path().join(name), are_populated);
+            }
+            let error = PodsCgroup::found(&[mount(root.path(), VERSION_2)]).unwrap_err();
+            let BpfError::AmbiguousPodsCgroup { paths } = error else { panic!("{error}") };
+            assert_eq!(paths, names.map(|name| root.path().join(name)));
+        }
+    }
+
+    const UID: &str = "0b7d2c1e-4c1a-4a57-9f0e-1234567890ab";
+    const OTHER: &str = "ffffffff-4c1a-4a57-9f0e-1234567890ab";
+
+    #[test]
+    fn the_pod_of_a_process_is_found_with_each_driver() {
+        let (uid, other) = (UID.replace('-', "_"), OTHER.replace('-', "_"));
+        let layouts = [
+            ("kubepods", format!("burstable/pod{UID}"), format!("pod{OTHER}")),
+            (
+                "pods-kubepods.slice",
+                format!("pods-kubepods-burstable.slice/pods-kubepods-burstable-pod{uid}.slice"),
+                format!("pods-kubepods-pod{other}.slice"),
+            ),
+        ];
+        for (name, first, second) in layouts {
+            let root = tree(&[&format!("{name}/{first}/container"), &format!("{name}/{second}/container/nested")]);
+            let path = root.path().join(name);
+            let pods = PodsCgroup { path: path.clone(), id: CgroupId(0), level: 1 };
+            let id = |of: &str| Some(CgroupId(fs::metadata(path.join(of)).unwrap().ino()));
+            let holds = |of: &str, text: &str| fs::write(path.join(of).join("cgroup.procs"), text).unwrap();
+            assert_eq!(pods.pod_of(7), None);
+            holds(&format!("{first}/container"), "0\n17\n");
+            assert_eq!(pods.pod_of(7), None);
+            holds(&format!("{first}/container"), "0\n7\n");
+            assert_eq!(pods.pod_of(7), id(&first));
+            holds(&format!("{first}/container"), "0\n");
+            holds(&format!("{second}/container/nested"), "7\n");
+            assert_eq!(pods.pod_of(7), id(&second));
+            assert_eq!(pods.own_pod_of(7, true).unwrap(), id(&second));
+        }
+    }
+
+    #[test]
+    fn no_class_and_no_other_directory_is_taken_for_the_daemons_pod() {
+        for (name, below) in [
+            ("pods-kubepods.slice", "pods-kubepods-burstable.slice"),
+            ("pods-kubepods.slice", "pods-kubepods-burstable.slice/container"),
+            ("kubepods", "burstable/container"),
+            ("kubepods", "besteffort/podx/container"),
+            ("kubepods", "container"),
+            ("kubepods", ""),
+        ] {
+            let root = tree(&[&format!("{name}/{below}")]);
+            let pods = PodsCgroup { path: root.path().join(name), id: CgroupId(0), level: 1 };
+            fs::write(pods.path.join(below).join("cgroup.procs"), "7\n").unwrap();
+            assert_eq!(pods.pod_of(7), None, "{name}/{below}");
+            assert_eq!(pods.own_pod_of(7, false).unwrap(), None, "a process of the node");
+            assert!(matches!(pods.own_pod_of(7, true), Err(BpfError::OwnPodElsewhere { .. })), "{name}/{below}");
         }
     }
 

@@ -49,6 +49,18 @@ pub enum BpfError {
     /// The control group of all pods does not exist yet.
     #[error("the pods' control group does not exist")]
     NoPodsCgroup,
+    /// Several control groups may be that of all pods.
+    #[error("several control groups may be that of all pods: {}", list(paths))]
+    AmbiguousPodsCgroup {
+        /// Their directories.
+        paths: Vec<PathBuf>,
+    },
+    /// This process is in a pod, but in no control group of a pod.
+    #[error("the daemon's own pod has no control group in {}", path.display())]
+    OwnPodElsewhere {
+        /// The directory of the pods' control group.
+        path: PathBuf,
+    },
     /// The path given is not in a cgroup2 file system.
     #[error("{} is not a directory in a cgroup2 file system", path.display())]
     NotCgroup2 {
@@ -94,6 +106,10 @@ fn cause(error: &(dyn Error + 'static)) -> Option<io::Error> {
     None
 }
 
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
 impl Advise for BpfError {
     fn advice(&self) -> Option<Cow<'static, str>> {
         Some(match self {
@@ -112,6 +128,12 @@ impl Advise for BpfError {
                 "use control groups of version 2 (boot with systemd.unified_cgroup_hierarchy=1), or give --redirect=nftables".into()
             }
             Self::NoPodsCgroup => "start the kubelet; if its control groups have another name, give --bpf-cgroup".into(),
+            Self::AmbiguousPodsCgroup { .. } => {
+                "remove (rmdir) the control groups that the kubelet no longer uses, drain and reboot the node, or give --bpf-cgroup".into()
+            }
+            Self::OwnPodElsewhere { .. } => {
+                "configure the same cgroup driver in the kubelet and the container runtime, or correct --bpf-cgroup".into()
+            }
             Self::NotCgroup2 { .. } => "correct --bpf-cgroup: the directory of all pods' control groups, below /sys/fs/cgroup".into(),
             Self::Cgroups { .. } => return None,
         })

@@ -3,6 +3,7 @@
 //! Like the packet rules, they are compared on an interval, and soon after interfaces or routes have changed. The daemon that was started
 //! last owns them, as it owns the packet rules; an earlier one takes them over again when that has ended.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -29,19 +30,21 @@ use crate::config::BpfConfig;
 use crate::metrics::Metrics;
 use crate::netlink::Notifications;
 use crate::readiness::{Readiness, ReadinessStep};
-use crate::redirect::ownership::Ownership;
+use crate::redirect::ownership::{self, Ownership};
 
 /// How often the pods' control group is looked for while it does not exist.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long notifications are gathered before interfaces are read.
 const GATHER: Duration = Duration::from_millis(20);
-/// The minimum pause between two comparisons.
+/// The minimum pause between two comparisons, unless there is a new interface.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The name of the readiness step that is pending while the programs are wrong.
 const STEP: &str = "the repair of the BPF programs";
 /// RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_ROUTE, each as a bit.
 const GROUPS: u32 = 1 | 1 << 6 | 1 << 10;
-/// The size of the queue of notifications, in bytes. Their content is not needed.
+/// RTM_NEWLINK: an interface is new, or has changed.
+const NEW_LINK: u16 = 16;
+/// The size of the queue of notifications, in bytes.
 const QUEUE: usize = 64 * 1024;
 
 /// What the keeper needs besides the programs.
@@ -74,8 +77,8 @@ pub struct Keeper {
     /// The interfaces that were there when the programs were compared last.
     interfaces: NodeInterfaces,
     compared_at: Instant,
-    /// Whether something has changed since then.
-    heard: bool,
+    /// When what has changed since then is to be compared.
+    due: Option<Instant>,
     /// Held while the programs are wrong.
     waiting: Option<ReadinessStep>,
     /// The failure that was logged last.
@@ -116,11 +119,13 @@ impl Keeper {
             changes,
             interfaces: NodeInterfaces::default(),
             compared_at: Instant::now(),
-            heard: false,
+            due: None,
             waiting: None,
             failure: None,
         };
-        keeper.exempt_own()?;
+        keeper.exemptions.take_turns(keeper.environment.turn.clone());
+        keeper.exempt_own(&keeper.pods)?;
+        keeper.clear_exemptions()?;
         let attached = keeper.settle(true)?;
         info!(
             event = "bpf-programs-attached",
@@ -195,15 +200,19 @@ impl Keeper {
     /// cancelled, no change is lost.
     async fn wait(&mut self) -> bool {
         let end = self.compared_at + self.environment.interval;
-        while !self.heard {
+        loop {
+            let due = self.due.unwrap_or(end);
             let Some(changes) = &mut self.changes else {
-                sleep_until(end).await;
-                return true;
+                sleep_until(due).await;
+                return self.due.is_none();
             };
             tokio::select! {
-                () = sleep_until(end) => return true,
-                changed = changes.changed() => match changed {
-                    Ok(()) => self.heard = true,
+                () = sleep_until(due) => return self.due.is_none(),
+                changed = changes.changed(&self.interfaces.all) => match changed {
+                    Ok(change) => {
+                        let due = self.due_after(change);
+                        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+                    }
                     Err(error) => {
                         warn!(
                             event = "interface-notifications-unavailable", %error,
@@ -215,14 +224,20 @@ impl Keeper {
                 },
             }
         }
-        // Routes may change all the time, and each comparison reads all of them.
-        sleep_until((Instant::now() + GATHER).max(self.compared_at + PAUSE)).await;
-        false
+    }
+
+    fn due_after(&self, change: Change) -> Instant {
+        let soon = Instant::now() + GATHER;
+        match change {
+            Change::NewInterface => soon,
+            // Routes may change all the time, and each comparison reads all of them.
+            Change::Other => soon.max(self.compared_at + PAUSE),
+        }
     }
 
     /// Compares the programs once, and repairs them.
     fn check(&mut self, is_thorough: bool) {
-        (self.compared_at, self.heard) = (Instant::now(), false);
+        (self.compared_at, self.due) = (Instant::now(), None);
         let is_succeeded = self.environment.turn.as_ref().is_some_and(|turn| turn.is_succeeded().unwrap_or(false));
         if is_succeeded {
             return self.is_right();
@@ -272,10 +287,8 @@ impl Keeper {
 
     /// Attaches and configures what is not as wanted, and returns what that was.
     fn settle(&mut self, is_thorough: bool) -> Result<Vec<String>, BpfError> {
-        if !self.pods.is_there() {
-            self.pods = PodsCgroup::find(self.settings.cgroup.as_deref())?;
-            self.exempt_own()?;
-        }
+        let looked = self.look_for_pods(is_thorough);
+        let is_thorough = is_thorough || matches!(looked, Ok(true));
         let mut changed = Vec::new();
         let former = self.programs.config();
         let config = self.config(former.as_ref());
@@ -288,12 +301,35 @@ impl Keeper {
         let is_thorough = is_thorough || interfaces.uplinks != self.interfaces.uplinks;
         self.interfaces = interfaces;
         changed.extend(self.programs.attach(self.scope, &self.pods, &self.interfaces.uplinks, is_thorough)?);
-        Ok(changed)
+        // Until then, what is known is kept.
+        looked.map(|_| changed)
+    }
+
+    /// Looks for the pods' control group again, and returns whether it is another one: the kubelet may have been configured anew.
+    fn look_for_pods(&mut self, is_thorough: bool) -> Result<bool, BpfError> {
+        if !is_thorough && self.pods.is_there() {
+            return Ok(false);
+        }
+        let found = PodsCgroup::find(self.settings.cgroup.as_deref())?;
+        if found.id == self.pods.id {
+            return Ok(false);
+        }
+        self.exempt_own(&found)?;
+        self.pods = found;
+        Ok(true)
     }
 
     /// Exempts the daemon's own pod, if it is in one.
-    fn exempt_own(&self) -> Result<(), BpfError> {
-        self.pods.own_pod().map_or(Ok(()), |own| self.exemptions.exempt_own(own))
+    fn exempt_own(&self, pods: &PodsCgroup) -> Result<(), BpfError> {
+        pods.own_pod()?.map_or(Ok(()), |own| self.exemptions.exempt_own(own))
+    }
+
+    /// Removes the exemptions of an earlier daemon that let all pods in the node's network reach the real service, if this one does not.
+    /// Until the pods are listed, nobody knows which of them are exempt now.
+    fn clear_exemptions(&self) -> Result<(), BpfError> {
+        let former = self.programs.config();
+        let has_passed_all = former.is_some_and(|former| former.pass_host_network);
+        if has_passed_all && !self.config(former.as_ref()).pass_host_network { self.exemptions.clear() } else { Ok(()) }
     }
 
     fn config(&self, former: Option<&ProgramConfig>) -> ProgramConfig {
@@ -317,7 +353,15 @@ impl Keeper {
         if self.targets.is_none() {
             return Ok(());
         }
-        let removed = self.programs.tidy(self.scope, &self.interfaces.all)?;
+        let mut removed = self.programs.tidy(self.scope, &self.interfaces.all)?;
+        // A later daemon has attached its own already. One that runs decides, and not a command beside it.
+        let is_last = match &self.environment.turn {
+            Some(turn) => turn.others().is_ok_and(|others| !others.is_later),
+            None => ownership::any().is_ok_and(|is_any| !is_any),
+        };
+        if is_last {
+            removed.extend(self.programs.remove_other_layouts()?);
+        }
         if !removed.is_empty() {
             debug!(removed = removed.join(", "), "removed pins of BPF programs that are not needed");
         }
@@ -351,24 +395,68 @@ impl Changes {
     }
 
     /// Returns when something has changed since the last return. Cancel safe.
-    async fn changed(&mut self) -> io::Result<()> {
+    async fn changed(&mut self, known: &BTreeSet<u32>) -> io::Result<Change> {
         let mut buffer = [0; 64];
         loop {
             let mut ready = self.notifications.readable().await?;
-            let mut changed = false;
+            let mut changed = None;
             loop {
                 match ready.get_inner().0.next(&mut buffer) {
-                    Ok(Some(_)) => changed = true,
+                    Ok(Some(_)) if changed == Some(Change::NewInterface) => {}
+                    Ok(Some(message)) => changed = Some(Change::of(message, known)),
                     Ok(None) => break,
                     // Some were lost, so something has changed.
-                    Err(_) if !changed => changed = true,
+                    Err(_) if changed.is_none() => changed = Some(Change::Other),
                     Err(error) => return Err(error),
                 }
             }
             ready.clear_ready();
-            if changed {
-                return Ok(());
+            if let Some(change) = changed {
+                return Ok(change);
             }
         }
+    }
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// There is an interface that was not there before. It has no guard yet.
+    NewInterface,
+    /// An interface has changed, or a route.
+    Other,
+}
+
+impl Change {
+    /// Reads a notification: `struct nlmsghdr`, and for an interface `struct ifinfomsg` (rtnetlink(7)).
+    fn of(message: &[u8], known: &BTreeSet<u32>) -> Self {
+        let kind = message.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
+        let interface = message.get(20..24).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+        match interface {
+            Some(interface) if kind == Some(NEW_LINK) && !known.contains(&interface) => Self::NewInterface,
+            _ => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_interfaces_are_told_from_changes() {
+        let message = |kind: u16, interface: u32| {
+            let mut message = vec![0; 32];
+            message[4..6].copy_from_slice(&kind.to_ne_bytes());
+            message[20..24].copy_from_slice(&interface.to_ne_bytes());
+            message
+        };
+        let known = BTreeSet::from([1, 2]);
+        assert_eq!(Change::of(&message(NEW_LINK, 3), &known), Change::NewInterface);
+        assert_eq!(Change::of(&message(NEW_LINK, 2), &known), Change::Other);
+        // RTM_DELLINK, and RTM_NEWROUTE.
+        assert_eq!(Change::of(&message(17, 3), &known), Change::Other);
+        assert_eq!(Change::of(&message(24, 3), &known), Change::Other);
+        assert_eq!(Change::of(&message(NEW_LINK, 3)[..20], &known), Change::Other);
     }
 }

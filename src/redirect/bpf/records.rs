@@ -1,6 +1,6 @@
 //! The maps that the rest of the daemon uses: records of connections, and pods that may use the real metadata service.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +10,12 @@ use aya::maps::{HashMap, MapData, MapError};
 use super::error::BpfError;
 use super::layout::{CONNECTION, RECORD, connection, record};
 use crate::cgroup::{CgroupId, HostNetworkExemptions, RedirectedSocket, RedirectedSockets, is_of_node};
+use crate::redirect::ownership::{OtherDaemons, Ownership};
 
-/// The value of an exempt pod. It means nothing.
+/// The value of an exempt pod. The programs do not read it.
 const EXEMPT: u32 = 1;
+/// The value of a daemon's own pod.
+const OWN: u32 = 2;
 
 /// The kernel's records of connections that it redirected; cheap to clone.
 #[derive(Clone, Debug)]
@@ -49,42 +52,105 @@ struct ExemptPods {
     map: HashMap<MapData, u64, u32>,
     /// The daemon's own pod, which is always exempt.
     own: Option<CgroupId>,
+    /// Which daemon decides.
+    turn: Option<Arc<Ownership>>,
 }
 
 impl Exemptions {
     pub(super) fn new(map: HashMap<MapData, u64, u32>) -> Self {
-        Self(Arc::new(Mutex::new(ExemptPods { map, own: None })))
+        Self(Arc::new(Mutex::new(ExemptPods { map, own: None, turn: None })))
+    }
+
+    /// Lets a later daemon decide.
+    pub(super) fn take_turns(&self, turn: Option<Arc<Ownership>>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).turn = turn;
+    }
+
+    /// Exempts no pod but those of daemons.
+    pub(super) fn clear(&self) -> Result<(), BpfError> {
+        let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |error| BpfError::kernel("clear the exemptions of an earlier daemon", error);
+        let former = pods.former().map_err(failed)?;
+        pods.remove(stale(&former, &BTreeSet::new(), OtherDaemons { is_any: true, is_later: false })).map_err(failed)
     }
 
     /// Exempts the daemon's own pod, and keeps it exempt.
     pub(super) fn exempt_own(&self, own: CgroupId) -> Result<(), BpfError> {
         let mut pods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pods.own = Some(own);
-        pods.map.insert(own.0, EXEMPT, 0).map_err(|error| BpfError::kernel("exempt the daemon's own pod", error))
+        pods.map.insert(own.0, OWN, 0).map_err(|error| BpfError::kernel("exempt the daemon's own pod", error))
     }
+}
+
+impl ExemptPods {
+    /// Returns what is exempt, with the values.
+    fn former(&self) -> Result<BTreeMap<u64, u32>, MapError> {
+        let mut former = BTreeMap::new();
+        for pod in self.map.keys() {
+            let pod = pod?;
+            match self.map.get(&pod, 0) {
+                Ok(value) => drop(former.insert(pod, value)),
+                // Another daemon has removed it.
+                Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(former)
+    }
+
+    fn remove(&mut self, pods: Vec<u64>) -> Result<(), MapError> {
+        for pod in pods {
+            match self.map.remove(&pod) {
+                // Another daemon has removed it.
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the pods that are no longer exempt. A daemon that was started later knows better, and each daemon that runs needs its own pod.
+fn stale(former: &BTreeMap<u64, u32>, wanted: &BTreeSet<u64>, others: OtherDaemons) -> Vec<u64> {
+    let is_stale = |(pod, value): &(&u64, &u32)| !others.is_later && !wanted.contains(pod) && !(others.is_any && **value == OWN);
+    former.iter().filter(is_stale).map(|(pod, _)| *pod).collect()
 }
 
 impl HostNetworkExemptions for Exemptions {
     fn exempt(&self, pods: &BTreeSet<CgroupId>) -> io::Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.turn.as_ref().is_some_and(|turn| turn.is_succeeded().unwrap_or(false)) {
+            return Ok(());
+        }
         let wanted: BTreeSet<u64> = pods.iter().chain(&state.own).map(|pod| pod.0).collect();
-        let former: BTreeSet<u64> = state.map.keys().collect::<Result<_, _>>().map_err(io::Error::other)?;
-        for (done, pod) in wanted.difference(&former).enumerate() {
+        let former = state.former().map_err(io::Error::other)?;
+        let missing: Vec<u64> = wanted.iter().filter(|pod| !former.contains_key(pod)).copied().collect();
+        for (done, pod) in missing.iter().enumerate() {
             if let Err(error) = state.map.insert(pod, EXEMPT, 0) {
                 // All or none.
-                for pod in wanted.difference(&former).take(done) {
+                for pod in missing.iter().take(done) {
                     let _ = state.map.remove(pod);
                 }
                 return Err(io::Error::other(error));
             }
         }
-        for pod in former.difference(&wanted) {
-            match state.map.remove(pod) {
-                // Another daemon has removed it.
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(io::Error::other(error)),
-            }
-        }
-        Ok(())
+        let unknown = OtherDaemons { is_any: true, is_later: false };
+        let others = state.turn.as_ref().and_then(|turn| turn.others().ok()).unwrap_or(unknown);
+        state.remove(stale(&former, &wanted, others)).map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_daemon_removes_exemptions_and_never_a_living_daemons_own() {
+        let former = BTreeMap::from([(1, EXEMPT), (2, EXEMPT), (3, OWN)]);
+        let wanted = BTreeSet::from([1]);
+        let stale = |is_any, is_later| stale(&former, &wanted, OtherDaemons { is_any, is_later });
+        assert_eq!(stale(false, false), [2, 3]);
+        assert_eq!(stale(true, false), [2]);
+        assert_eq!(stale(true, true), [0; 0]);
     }
 }
