@@ -133,6 +133,12 @@ fn a_process_in_a_group_below_its_containers_is_served() {
     let _daemon = bed.start_bpf();
     bed.below(&host, "init.scope/worker").take(host.pid()).unwrap();
     bed.assert_served_past_netfilter(&host, Connecting::new(METADATA, By::Connect));
+    // More than the daemon reads of a pod.
+    for number in 0..300 {
+        bed.below(&host, &format!("group-{number}"));
+    }
+    bed.below(&host, "group-0/worker").take(host.pid()).unwrap();
+    bed.assert_served_past_netfilter(&host, Connecting::new(METADATA, By::Connect));
 }
 
 #[test]
