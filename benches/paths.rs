@@ -121,7 +121,7 @@ impl Way {
             group("kubepods/besteffort/podd1e1c0de-0000-4000-8000-000000000001/rolegate"),
         ];
         let pod = node.add_pod("web").unwrap();
-        sts.add_role(Role::new(&arn(ROLE)));
+        sts.add_role(Role::new(arn(ROLE)));
         api.apply(Resource::Pods, with_role("shop", "web", pod.ip.into(), &arn(ROLE)).uid(UID).build());
         let setup = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
             .inside(node.ns())

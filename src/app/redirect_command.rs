@@ -128,7 +128,7 @@ async fn install_packet_rules(command: &RedirectCommand, rules: &RuleSet) -> any
         }
     }
     lines.extend(backend.tidy().await.into_iter().map(|removed| format!("removed: {removed}")));
-    lines.extend(install_programs(command, &rules)?);
+    lines.extend(install_programs(command, rules)?);
     Ok(lines)
 }
 

@@ -180,7 +180,7 @@ impl Bed {
 
     /// Adds a role to STS.
     pub(crate) fn add_role(&self, name: &str) {
-        self.sts.add_role(Role::new(&arn(name)));
+        self.sts.add_role(Role::new(arn(name)));
     }
 
     /// The URL of its STS.

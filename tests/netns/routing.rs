@@ -445,6 +445,9 @@ fn on_node(bed: &Bed, program: &str, arguments: &[&str]) -> io::Result<String> {
     if output.status.success() { Ok(said) } else { Err(io::Error::other(said)) }
 }
 
+/// A name, and what happens to the node.
+type Way<'a> = (&'a str, &'a dyn Fn(&Bed));
+
 #[test]
 fn the_boot_script_and_the_files_add_the_same_rules() {
     let shipped = |name: &str| format!("{}/iptables/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -473,8 +476,7 @@ fn the_boot_script_and_the_files_add_the_same_rules() {
         assert!(by_hand_ends(bed, &["install", "--guard", ROUTED], 0).contains("routing: repaired: "));
         assert!(!by_hand_ends(bed, &["install", "--guard", ROUTED], 0).contains("repaired"));
     };
-    let ways: [(&str, &dyn Fn(&Bed)); 4] =
-        [("script", &by_script), ("files", &by_files), ("render", &by_rendered_text), ("install", &by_command)];
+    let ways: [Way<'_>; 4] = [("script", &by_script), ("files", &by_files), ("render", &by_rendered_text), ("install", &by_command)];
     for (way, add) in ways {
         let Some(bed) = Bed::new() else { return };
         let pod = bed.pod("web", "veth");

@@ -112,7 +112,7 @@ impl ExemptPods {
 
 /// Returns the pods that are no longer exempt. A daemon that was started later knows better, and each daemon that runs needs its own pod.
 fn stale(former: &BTreeMap<u64, u32>, wanted: &BTreeSet<u64>, others: OtherDaemons) -> Vec<u64> {
-    let is_stale = |(pod, value): &(&u64, &u32)| !others.is_later && !wanted.contains(pod) && !(others.is_any && **value == OWN);
+    let is_stale = |(pod, value): &(&u64, &u32)| !(others.is_later || wanted.contains(pod) || others.is_any && **value == OWN);
     former.iter().filter(is_stale).map(|(pod, _)| *pod).collect()
 }
 

@@ -36,7 +36,7 @@ impl Advise for RoutingError {
 
 /// Returns the routing rules of the families that the kernel has. Changes nothing.
 pub async fn observe() -> EachFamily<RoutingRules> {
-    each_family(|netlink, family| RoutingRules::list(netlink, family)).await
+    each_family(RoutingRules::list).await
 }
 
 /// Makes the routing rules as wanted, and describes what differed; empty if nothing did. If one family fails, the other is closed
