@@ -112,8 +112,8 @@ impl Exemptions {
                     error!(
                         event = "host-network-exemptions-failed", %error,
                         "cannot update which pods in the node's network reach the real metadata service; retrying, keeping the last state; \
-                         new pods of --host-network-exempt, such as CNI plugins, are refused until then; check that the cgroup2 file \
-                         system of the node is mounted in the daemon's container, and its capabilities"
+                         new pods of --host-network-exempt, such as CNI plugins, are refused until then; check the daemon's \
+                         capabilities, and that the node's cgroup2 file system is mounted in its container"
                     );
                 } else {
                     debug!(%error, "still cannot update the exemptions of pods in the node's network");
@@ -133,7 +133,7 @@ impl Exemptions {
         if is_own_missing && updates.own_missing.begins() {
             warn!(
                 event = "own-pod-not-exempt",
-                "the daemon's own pod is not known, so it cannot be exempt and may be redirected to itself; set POD_NAME and POD_NAMESPACE \
+                "the daemon's own pod is not known, so its own requests may be redirected to itself; set POD_NAME and POD_NAMESPACE \
                  from metadata.name and metadata.namespace"
             );
         }

@@ -39,7 +39,7 @@ pub(super) fn start(
                 event = "exit-guard-unavailable",
                 reason = chain(&error),
                 advice = error.advice().as_deref(),
-                "cannot attach the exit guard; relying on the packet rules, which see no packets that the network plugin sends past netfilter"
+                "cannot attach the exit guard; relying on the packet rules, which do not see packets that bypass netfilter"
             );
             Ok(None)
         }
@@ -70,7 +70,7 @@ pub(super) fn remove_unwanted(redirect: &RedirectConfig, keeper: Option<&Keeper>
         Ok(removed) => info!(
             event = "bpf-programs-removed",
             removed = removed.join("; "),
-            "removed the BPF programs of an earlier daemon, which --redirect no longer asks for"
+            "removed the BPF programs of an earlier daemon, because --redirect no longer needs them"
         ),
         Err(error) => warn!(
             event = "bpf-programs-kept",

@@ -232,8 +232,8 @@ pub(super) async fn follow_foreign_redirects(metrics: Metrics) {
                 event = "own-requests-redirected",
                 redirects = found.join("; "),
                 "another program redirects the node's own metadata requests, which is an attack or a mistake: whoever answers them chooses \
-                 the node's credentials; rolegate's pin comes before packet rules of other programs, with --redirect=nftables before all; \
-                 delete the Service whose external IP is the metadata address, or what else made this"
+                 the node's credentials; rolegate's pin comes before packet rules of other programs, with --redirect=nftables before \
+                 all of them; delete the Service whose external IP is the metadata address, or whatever else redirects these requests"
             );
         }
         tokio::time::sleep(SEARCH_AGAIN).await;

@@ -63,8 +63,8 @@ impl Start<'_> {
             error!(
                 event = "host-network-not-enforced",
                 mode = mode.name(),
-                "--host-network-pods has no effect, because nothing on this node redirects pods in the node's network; serving the other \
-                 pods, while these reach the real metadata service; set --redirect=bpf, and see the log lines about it"
+                "--host-network-pods has no effect, because nothing on this node redirects pods in the node's network; these pods \
+                 reach the real metadata service, all others are served; set --redirect=bpf, and see the log lines about the BPF programs"
             );
         }
         let booted = boot::booted(Clock::system().now());

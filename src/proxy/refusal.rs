@@ -218,12 +218,12 @@ impl Refusal {
             ),
             Self::HostNetworkExempt(_) => info!(
                 event = "request-refused", namespace, pod, source = %ip, reason, path,
-                "refused: the pod is exempt from redirection, and the kernel's programs have not taken that in yet; SDKs retry, and reach \
-                 the real metadata service then"
+                "refused: the pod is exempt from redirection, but its exemption is not in effect yet; SDKs retry, and then reach the real \
+                 metadata service"
             ),
             Self::UnknownPod => warn!(
                 event = "request-refused", source = %ip, reason, path,
-                "refused: no pod of this node is known to have this address; pods in the host's network cannot be served"
+                "refused: no pod of this node is known to have this address; pods in the node's network are served only by --host-network-pods=serve"
             ),
             Self::PodsNotListed => warn!(
                 event = "request-refused", source = %ip, reason, path,

@@ -11,7 +11,7 @@ use crate::advice::Advise;
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     /// The process lacks a capability.
-    #[error("the process may not {what}")]
+    #[error("the process is not permitted to {what}")]
     NotPermitted {
         /// What it tried.
         what: String,

@@ -250,8 +250,8 @@ impl Keeper {
                 warn!(
                     event = "bpf-programs-repaired",
                     attached,
-                    "attached or configured BPF programs again; this is normal for a new interface and after the end of another daemon; \
-                     otherwise find the program that removes them"
+                    "attached or configured BPF programs again; this is normal for a new interface and after another daemon ends; \
+                     otherwise, find the program that removes them"
                 );
                 self.is_right();
             }

@@ -214,7 +214,7 @@ pub async fn withdraw() {
                     event = "routing-rules-failed",
                     error = chain(&error),
                     advice = error.advice().as_deref(),
-                    "cannot remove the routing rules that --redirect-routing-rules=false excludes; leaving them in place"
+                    "cannot remove the routing rules, although --redirect-routing-rules=false turns them off; leaving them in place"
                 );
             }
         }
