@@ -157,7 +157,9 @@ mod tests {
         node.ns()
             .sh("nft -f - <<'END'\n\
                  table inet closed {\n\
-                 chain before { type filter hook prerouting priority -300; iif != imds counter drop; }\n\
+                 chain before { type filter hook prerouting priority -300\n\
+                 iif != imds ip daddr 169.254.169.254 counter drop\n\
+                 iif != imds ip6 daddr fd00:ec2::254 counter drop; }\n\
                  chain forward { type filter hook forward priority 0; oif imds counter drop; }\n\
                  }\nEND")
             .unwrap();
