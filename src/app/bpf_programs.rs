@@ -23,6 +23,12 @@ pub(super) const fn scope(backend: RedirectBackend) -> Option<Scope> {
     }
 }
 
+/// Returns whether the programs redirect connections. These arrive straight at the app port, so no packet rule may drop such
+/// connections; the server knows them, and closes all others.
+pub(super) fn redirect(backend: RedirectBackend) -> bool {
+    scope(backend) == Some(Scope::All)
+}
+
 /// Attaches the programs, where they are wanted. The exit guard is an additional lock: without it, the daemon says so and goes on.
 pub(super) fn start(
     redirect: &RedirectConfig,

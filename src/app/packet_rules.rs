@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::bpf::keeper::Keeper;
-use crate::redirect::bpf::{Scope, remove_pins};
+use crate::redirect::bpf::remove_pins;
 use crate::redirect::foreign;
 use crate::redirect::legacy_rules::{self, LeftOver};
 use crate::redirect::ownership::Ownership;
@@ -100,8 +100,7 @@ impl PacketRules {
             .ok()
             .map(Arc::new);
         let backend = Arc::new(SelectedBackend::choose(redirect.backend, &redirect.interfaces).await?);
-        // Connections that the kernel's programs redirect arrive straight at the app port. The server knows them, and closes all others.
-        let refuse_direct = !accept_direct && bpf_programs::scope(redirect.backend) != Some(Scope::All);
+        let refuse_direct = !accept_direct && !bpf_programs::redirect(redirect.backend);
         let like = Like { interfaces: redirect.interfaces.clone(), refuse_direct, interval: redirect.interval };
         let system = System::open(turn.clone());
         let mut reconciler = Reconciler::new(backend.clone(), system, like, metrics.clone(), readiness.clone());

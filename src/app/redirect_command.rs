@@ -60,9 +60,8 @@ fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
     Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
 }
 
-/// With the kernel's programs, connections that they redirect arrive straight at the app port.
 fn refuses_direct(command: &RedirectCommand) -> bool {
-    command.refuse_direct && bpf_programs::scope(command.redirect.backend) != Some(Scope::All)
+    command.refuse_direct && !bpf_programs::redirect(command.redirect.backend)
 }
 
 async fn choose(command: &RedirectCommand) -> Result<SelectedBackend, RedirectError> {
