@@ -150,7 +150,8 @@ impl Exemptions {
     }
 
     async fn apply(&self, found: BTreeSet<CgroupId>, updates: &mut Updates) -> io::Result<()> {
-        // Another daemon may have changed what the kernel has, which compares it. After a failure, it is what it was.
+        // Always called, even if nothing changed here: another daemon may have changed the kernel's list, which `exempt` compares with
+        // this one. If it fails, `updates.applied` keeps its value.
         let (kernel, pods) = (self.kernel.clone(), found.clone());
         in_background(move || kernel.exempt(&pods)).await?;
         if updates.applied.as_ref() == Some(&found) {

@@ -23,13 +23,14 @@ pub(super) const fn scope(backend: RedirectBackend) -> Option<Scope> {
     }
 }
 
-/// Returns whether the programs redirect connections. These arrive straight at the app port, so no packet rule may drop such
-/// connections; the server knows them, and closes all others.
+/// Returns whether the programs redirect connections. Redirected connections arrive at the app port without NAT, so no packet rule may
+/// drop such connections. The server recognizes them by their records, and closes all others.
 pub(super) fn redirect(backend: RedirectBackend) -> bool {
     scope(backend) == Some(Scope::All)
 }
 
-/// Attaches the programs, where they are wanted. The exit guard is an additional lock: without it, the daemon says so and goes on.
+/// Attaches the programs that the configuration wants. The exit guard of `auto` is optional: if it cannot be attached, the daemon logs
+/// that and continues.
 pub(super) fn start(
     redirect: &RedirectConfig,
     turn: Option<Arc<Ownership>>,
@@ -53,12 +54,13 @@ pub(super) fn start(
     }
 }
 
-/// Removes the programs of an earlier daemon, where none are wanted now.
+/// Removes the programs of an earlier daemon, if the configuration wants none now.
 pub(super) fn remove_unwanted(redirect: &RedirectConfig, keeper: Option<&Keeper>) {
     if keeper.is_some() {
         return;
     }
-    // Without the exit guard of `auto`, a former one of it does no harm, and closes what it closed. Nobody can configure the others.
+    // With `auto`, an exit guard that an earlier daemon attached may stay: it still drops packets to the metadata addresses. The other
+    // programs must not stay, because no daemon configures them.
     let is_guard_wanted = redirect.backend == RedirectBackend::Auto;
     let pins = &redirect.bpf.pins;
     match pinned(pins) {

@@ -1,9 +1,9 @@
 //! Finds the pod of a control group by its id: the inode numbers of the directories below the pods' control group.
 //!
-//! The kernel does not reuse these numbers before the node is booted again (64 bits, `fs/kernfs`). What was read once therefore
-//! stays true, and directories that are gone only need to be forgotten. An id that is not known is looked for by reading the
-//! directories again. Containers can create control groups of their own, so this happens at limited intervals, one reading
-//! answers everybody who waits, and each pod is read to a limited number of directories.
+//! The kernel does not reuse these numbers until the node reboots (they have 64 bits, see `fs/kernfs`). A pod that was found for an
+//! id therefore stays correct, and entries of removed directories only need to be deleted. To find an unknown id, the directories
+//! are read again. Containers can create control groups of their own, so the costs are limited: there is a minimum interval between
+//! two readings, all waiting requests share one reading, and each reading visits a limited number of directories of a pod.
 
 use std::collections::HashMap;
 use std::fs::{self, DirEntry, Metadata};

@@ -110,7 +110,7 @@ fn tell_routing(seen: &RoutingObservation, lines: &mut Vec<String>) -> bool {
     if !seen.wanted {
         if seen.has_ours {
             lines.push(
-                "rolegate has routing rules, which --redirect-routing-rules=false excludes; `rolegate redirect install` removes them"
+                "rolegate's routing rules are in place, but --redirect-routing-rules=false turns them off; `rolegate redirect install` removes them"
                     .to_owned(),
             );
         }

@@ -7,5 +7,6 @@ mod bed;
 mod closed;
 mod identity;
 mod load;
+mod local_redirect;
 mod others;
 mod packets;
