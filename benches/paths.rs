@@ -3,7 +3,8 @@
 //! Two nodes, made of otherwise empty network namespaces, have a daemon and a pod each. On one, packets pass netfilter and its rules
 //! (`--redirect=nftables`). On the other, the daemon loads the programs (`--redirect=bpf`), and all netfilter rules are removed. The
 //! pods take turns: each opens a number of connections, gets its credentials over each, and closes it. The kernel counts the CPU time
-//! of the pod's and of the daemon's control group, which includes what the kernel does for their packets.
+//! of the pod's and of the daemon's control group, which includes what the kernel does for their packets. It prints the times, and the
+//! ratio of the two ways.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark says loudly what failed")]
 
@@ -37,6 +38,8 @@ const CONNECTIONS: u32 = 1000;
 const CLIENT: &str = "client-in-a-pod";
 const METADATA: SocketAddr = SocketAddr::new(IpAddr::V4(IMDS_IP), 80);
 const ROLE: &str = "web-role";
+/// The parts of a connection's CPU time: of the pod, of the daemon, and of both.
+const PARTS: [fn(&[f64; 2]) -> f64; 3] = [|[pod, _]| *pod, |[_, daemon]| *daemon, |[pod, daemon]| pod + daemon];
 const UID: &str = "b41d9c3e-3f0e-4b7e-9d58-2f1a7c6e0001";
 
 fn main() {
@@ -60,10 +63,18 @@ fn main() {
     }
     println!("CPU time for each connection, median of {ROUNDS} rounds of {CONNECTIONS} connections:");
     println!("| | the pod | the daemon | both |\n|---|---|---|---|");
-    for (way, times) in ways.iter().zip(times) {
-        let part = |part: &dyn Fn(&[f64; 2]) -> f64| format!("{:.1} µs", median(&times.iter().map(part).collect::<Vec<f64>>()));
-        println!("| {} | {} | {} | {} |", way.name, part(&|[pod, _]| *pod), part(&|[_, daemon]| *daemon), part(&|[a, b]| a + b));
+    for (way, times) in ways.iter().zip(&times) {
+        let [pod, daemon, both] = PARTS.map(|part| format!("{:.1} µs", median(&times.iter().map(part).collect::<Vec<f64>>())));
+        println!("| {} | {pod} | {daemon} | {both} |", way.name);
     }
+    // Two rounds that follow each other had about the same load of the machine.
+    let [rules, programs] = &times;
+    let [pod, daemon, both] = PARTS.map(|part| {
+        let mut ratios: Vec<f64> = rules.iter().zip(programs).map(|(rules, programs)| part(programs) / part(rules)).collect();
+        ratios.sort_by(f64::total_cmp);
+        format!("{:.2} ({:.2} to {:.2})", median(&ratios), ratios[ROUNDS / 4], ratios[ROUNDS - 1 - ROUNDS / 4])
+    });
+    println!("| eBPF programs / netfilter rules, median (middle half) of the rounds' ratios | {pod} | {daemon} | {both} |");
 }
 
 /// Opens connections whenever it is told to, and reports when it is done.

@@ -376,7 +376,7 @@ const OF_OTHERS: &[&str] = &[
 fn every_flag_in_the_documents_exists() {
     let real: BTreeSet<&str> = flags::of_all_commands().map(|flag| flag.name).collect();
     let components =
-        ["bpf", "surge", "startup-taint", "self-test"].map(|component| read(&format!("daemonset/{component}/daemonset.yaml"))).concat();
+        ["bpf", "cilium", "surge", "startup-taint", "self-test"].map(|component| read(&format!("daemonset/{component}/daemonset.yaml"))).concat();
     let manifest = read("daemonset/daemonset.yaml") + &components;
     let arguments = flags_in(&manifest);
     assert!(arguments.len() > 4, "the manifest has no arguments: {arguments:?}");

@@ -17,6 +17,7 @@ mod identity;
 mod kubernetes;
 mod large_objects;
 mod lifecycle;
+mod manifests;
 mod metadata;
 mod odd_clients;
 mod overlap;
