@@ -375,8 +375,9 @@ const OF_OTHERS: &[&str] = &[
 #[test]
 fn every_flag_in_the_documents_exists() {
     let real: BTreeSet<&str> = flags::of_all_commands().map(|flag| flag.name).collect();
-    let components =
-        ["bpf", "cilium", "surge", "startup-taint", "self-test"].map(|component| read(&format!("daemonset/{component}/daemonset.yaml"))).concat();
+    let components = ["bpf", "cilium", "surge", "startup-taint", "self-test"]
+        .map(|component| read(&format!("daemonset/{component}/daemonset.yaml")))
+        .concat();
     let manifest = read("daemonset/daemonset.yaml") + &components;
     let arguments = flags_in(&manifest);
     assert!(arguments.len() > 4, "the manifest has no arguments: {arguments:?}");
