@@ -108,7 +108,10 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } config SEC(".maps");
 
-/* The control groups of pods that may use the real metadata service. */
+/*
+ * The control groups of pods that may use the real metadata service, from the node's own network. Their sockets in other networks are
+ * treated like those of any pod: these are of agents that enter the networks of pods, and of the daemon's self-test.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_PODS);
@@ -208,12 +211,10 @@ static __always_inline int connect_to_metadata(struct bpf_sock_addr *ctx, const 
 	__u32 *count;
 	__u64 pod;
 
-	if (is_current_exempt(config))
-		return ALLOW;
 	in_host_network = is_host_network(config, ctx);
 	if (!ctx->sk)
 		return DENY;
-	if (in_host_network && (config->flags & PASS_HOST_NETWORK)) {
+	if (in_host_network && ((config->flags & PASS_HOST_NETWORK) || is_current_exempt(config))) {
 		/* It may be older than the programs. */
 		mark = bpf_sk_storage_get(&marks, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!mark)
@@ -529,18 +530,15 @@ static __always_inline int goes_to_metadata(struct __sk_buff *skb, __u32 offset,
 #undef LOAD
 }
 
-/* Whether a packet of a socket in the pods' control group may pass. */
+/* Whether a packet of a socket in the pods' control group may pass: only one in the node's own network may send it. */
 static __always_inline int may_pass(const struct config *config, struct __sk_buff *skb, struct bpf_sock *sk)
 {
-	struct mark *mark;
+	struct mark *mark = mark_of(sk);
 
-	if (is_in(&exempt, bpf_skb_ancestor_cgroup_id(skb, config->level + 1)) ||
-	    is_in(&exempt, bpf_skb_ancestor_cgroup_id(skb, config->level + 2)))
-		return 1;
-	if (!(config->flags & PASS_HOST_NETWORK))
+	if (!mark || !mark->in_host_network)
 		return 0;
-	mark = mark_of(sk);
-	return mark && mark->in_host_network;
+	return (config->flags & PASS_HOST_NETWORK) || is_in(&exempt, bpf_skb_ancestor_cgroup_id(skb, config->level + 1)) ||
+	       is_in(&exempt, bpf_skb_ancestor_cgroup_id(skb, config->level + 2));
 }
 
 static __always_inline struct bpf_sock *socket_of(struct __sk_buff *skb)

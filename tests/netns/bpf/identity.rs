@@ -271,6 +271,15 @@ fn pods_of_the_nodes_network_keep_the_real_service_if_configured() {
     let (served, web) = (bed.host_network_client("agent"), bed.client("web"));
     let daemon = bed.start_with(&bed.setup_bpf().argument("--host-network-exempt=team-a/aws-node"));
     assert_reaches_the_real_service(&bed, &exempt);
+    // Where it enters the network of a pod, it is treated like any pod.
+    let elsewhere = bed.process_elsewhere(&exempt, web.pod.as_ref().unwrap());
+    let before = bed.packets();
+    for to in [METADATA, METADATA6] {
+        let answer = elsewhere.ask(&Order::Fetch(Connecting::new(to, By::Connect)));
+        assert!(answer.is_err(), "{answer:?}");
+        let _ = elsewhere.ask(&Order::Datagram { to, mapped: false });
+    }
+    bed.assert_closed_since(before, "an exempt pod's process in a pod's network");
     for client in [&served, &web] {
         bed.assert_served_past_netfilter(client, Connecting::new(METADATA, By::Connect));
     }
