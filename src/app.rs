@@ -121,10 +121,11 @@ impl App {
     pub(crate) async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let leaving = self.rules.as_ref().filter(|_| self.config.redirect.remove_on_exit).map(PacketRules::leaving);
         let mut tasks = Tasks::default();
-        self.serve_with(&mut tasks, stop).await?;
+        let served = self.serve_with(&mut tasks, stop).await;
+        // The self-test removes its control group. And what keeps the rules would take their end for somebody's change.
+        tasks.end().await;
+        served?;
         if let Some(leaving) = leaving {
-            // What keeps the rules would take their end for somebody's change.
-            tasks.end().await;
             leaving.remove().await;
         }
         Ok(())
@@ -160,6 +161,7 @@ impl App {
         if let Some(routing) = rules.as_mut().and_then(PacketRules::take_routing) {
             tasks.spawn("routing rules", routing.keep());
         }
+        let exit_guard = rules.as_mut().and_then(PacketRules::exit_guard_check);
         let (drain, probes) = (Drain::default(), Probes::default());
         let running = readiness.step(START);
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
@@ -219,7 +221,7 @@ impl App {
             }
         };
         let (server, node) = start.follow_aws(prepared, identity, kube.clone());
-        start.test_itself(self_test, self_test_step, pods, &probes);
+        start.test_itself((self_test, self_test_step), exit_guard, pods, &probes);
         let health = StartupHealth::new(readiness.clone(), config.server.startup_grace);
         start.follow_health(health.clone());
         let server = Arc::new(server.with_probes(probes.clone()).with_health(health).with_redirected(redirected));

@@ -524,8 +524,7 @@ fn restrict(config: &Config) -> anyhow::Result<Ability> {
 
 /// Whether the self-test can run, with its helper.
 fn ability(config: &Config) -> Result<Ability, String> {
-    let has_rules = config.redirect.backend != RedirectBackend::None;
-    self_test::ability(&config.self_test, &config.redirect.interfaces, has_rules)
+    self_test::ability(&config.self_test, &config.redirect)
 }
 
 /// Takes all the file descriptors that there are to have, and plans for no more connections than fit in.

@@ -5,9 +5,12 @@
 //! its source address. It closes the connection at once. No request is ever sent on it, so if the rules are missing, the real
 //! service sees an empty connection. A connection to another port of the metadata address must fail, and the failure must be the
 //! guard's: a datagram to that port must be answered by an ICMP error from this node. Silence proves nothing.
+//!
+//! Where BPF programs redirect connections, [`programs`] judges those, from a process in the pods' control group ([`group`]).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +19,7 @@ use tracing::{debug, error, info, warn};
 
 use self::blocking::blocking;
 use self::datagram::IcmpError;
+use self::group::HelperGroup;
 use self::helper::{Helper, Order, Spoken};
 use self::interfaces::InterfaceScan;
 use self::netlink::Netlink;
@@ -24,23 +28,26 @@ use self::placement::{NoPlacement, Placement};
 use self::reply::HelperReply;
 use self::test_network::{FIRST_IPV4, FIRST_IPV6, NUMBERS, TestNetwork, make, source};
 use crate::advice::{Advise as _, chain};
-use crate::config::{InterfaceMatch, SelfTestConfig, SelfTestMode};
+use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig, SelfTestConfig, SelfTestMode};
 use crate::log_once::Changes;
 use crate::metadata_service::METADATA_PORT;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::readiness::{Readiness, ReadinessStep};
+use crate::redirect::bpf::ExitGuardCheck;
 use crate::redirect::{self, rules::Family};
 
 mod blocking;
 pub(crate) mod bypass;
 mod datagram;
+mod group;
 pub(crate) mod helper;
 mod interfaces;
 pub(crate) mod netlink;
 pub(crate) mod once;
 mod outcome;
 pub(crate) mod placement;
+mod programs;
 mod reply;
 mod test_network;
 
@@ -73,13 +80,47 @@ pub(crate) struct ExpectedRules {
     pub ipv6: bool,
 }
 
+/// How a connection from a test address came to the app port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProbeArrival {
+    /// BPF programs redirected and recorded it.
+    Recorded,
+    /// Packet rules redirected it.
+    ByRules,
+    /// Nothing says that it was opened to the metadata address.
+    Direct,
+}
+
+/// What redirects pods' connections, which decides what is tested.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Redirection {
+    /// Packet rules.
+    #[default]
+    PacketRules,
+    /// BPF programs on the control group of all pods.
+    Programs {
+        /// That control group, if it is not where kubelets create it.
+        cgroup: Option<PathBuf>,
+    },
+}
+
+impl Redirection {
+    /// Returns what redirects connections with these settings.
+    pub(crate) fn of(redirect: &RedirectConfig) -> Self {
+        match redirect.backend {
+            RedirectBackend::Bpf => Self::Programs { cgroup: redirect.bpf.cgroup.clone() },
+            RedirectBackend::None | RedirectBackend::Auto | RedirectBackend::Nftables | RedirectBackend::Iptables => Self::PacketRules,
+        }
+    }
+}
+
 /// Connects the accept loops, the packet rules and the test; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Probes(Arc<SharedProbes>);
 
 #[derive(Debug)]
 struct SharedProbes {
-    seen: broadcast::Sender<SocketAddr>,
+    seen: broadcast::Sender<(SocketAddr, ProbeArrival)>,
     wanted: Mutex<ExpectedRules>,
 }
 
@@ -99,10 +140,10 @@ impl Probes {
         }
     }
 
-    /// Reports a connection to the metadata address from a test address.
-    pub(crate) fn arrived(&self, from: SocketAddr) {
+    /// Reports a connection from a test address.
+    pub(crate) fn arrived(&self, from: SocketAddr, arrival: ProbeArrival) {
         // If no test of ours is waiting, the connection was another daemon's.
-        let _ = self.0.seen.send(from);
+        let _ = self.0.seen.send((from, arrival));
     }
 
     /// Sets the rules that are now in place.
@@ -132,12 +173,16 @@ pub(crate) enum Ability {
 ///
 /// # Errors
 /// Returns what is missing if the test is required (`--self-test=on`).
-pub(crate) fn ability(config: &SelfTestConfig, interfaces: &[InterfaceMatch], has_rules: bool) -> Result<Ability, String> {
+pub(crate) fn ability(config: &SelfTestConfig, redirect: &RedirectConfig) -> Result<Ability, String> {
+    let never = || match Redirection::of(redirect) {
+        Redirection::PacketRules => placement::never(&redirect.interfaces),
+        Redirection::Programs { .. } => None,
+    };
     let reason = match config.mode {
         SelfTestMode::Off => return Ok(Ability::Off),
         // Rules of others are tested only with --self-test=on.
-        SelfTestMode::Auto if !has_rules => return Ok(Ability::Off),
-        SelfTestMode::Auto | SelfTestMode::On => match placement::never(interfaces) {
+        SelfTestMode::Auto if redirect.backend == RedirectBackend::None => return Ok(Ability::Off),
+        SelfTestMode::Auto | SelfTestMode::On => match never() {
             Some(never) => never.to_string(),
             None => match Helper::start() {
                 Ok(helper) => return Ok(Ability::Able(helper)),
@@ -162,6 +207,10 @@ pub(crate) struct SelfTest {
     pub interfaces: Vec<InterfaceMatch>,
     /// Whether this daemon installs the rules, so that `interfaces` are theirs.
     pub has_rules: bool,
+    /// What redirects pods' connections.
+    pub redirection: Redirection,
+    /// The check of the exit guard, if it is attached.
+    pub exit_guard: Option<ExitGuardCheck>,
     /// The pods whose interfaces are scanned and imitated.
     pub pods: Pods,
     /// Receives the connections that arrive.
@@ -176,7 +225,8 @@ impl SelfTest {
     /// Runs until the process ends, once the start-up steps `after` are done. If the test can run, `step` is done when the test
     /// passes for the first time. Returns only if the helper fails.
     pub(crate) async fn run(self, step: Option<ReadinessStep>, after: &[&str]) -> HelperFailure {
-        let Self { ability, config, interfaces, has_rules, pods, probes, metrics, readiness } = self;
+        let Self { ability, config, interfaces, has_rules, redirection, exit_guard, pods, probes, metrics, readiness } = self;
+        sweep_groups(&redirection).await;
         let mut running = match ability {
             Ability::Off => Err(SelfTestState::Off),
             Ability::Unable(reason) => {
@@ -190,7 +240,11 @@ impl SelfTest {
             Ability::Able(helper) => match helper.speak() {
                 Ok(helper) => Ok(Running {
                     helper,
+                    group: HelperGroup::default(),
+                    is_in_group: false,
                     network: None,
+                    redirection,
+                    exit_guard,
                     failing: Changes::default(),
                     metrics: metrics.clone(),
                     readiness,
@@ -248,6 +302,12 @@ struct Running {
     // Dropped before the helper; the end of the helper also removes the interface.
     network: Option<TestNetwork>,
     helper: Spoken,
+    // Removed after the helper has ended.
+    group: HelperGroup,
+    /// Whether the helper is where the programs see it as they see pods.
+    is_in_group: bool,
+    redirection: Redirection,
+    exit_guard: Option<ExitGuardCheck>,
     failing: Changes<&'static str>,
     metrics: Metrics,
     readiness: Readiness,
@@ -265,9 +325,7 @@ impl Running {
         probes: &Probes,
         mode: SelfTestMode,
     ) -> Result<bool, HelperFailure> {
-        let (of, asked) =
-            (interfaces.to_vec(), move |netlink: &mut Netlink, of: Vec<InterfaceMatch>| placement::place(&of, &pods, netlink));
-        let failure = match blocking(move || asked(&mut Netlink::open()?, of)).await {
+        let failure = match self.place(interfaces.to_vec(), pods).await {
             Ok(Ok(place)) => self.test_afresh(place, probes).await.err(),
             Ok(Err(reason)) => {
                 self.unavailable(&reason, mode);
@@ -308,9 +366,27 @@ impl Running {
         if self.step.is_none() {
             self.step = Some(self.readiness.step(STEP));
         }
-        // The network itself may be at fault, so the next test creates a new one.
+        // The network itself may be at fault, so the next test creates a new one. Another program may have moved the helper.
         self.unmake().await;
+        self.is_in_group = false;
         if matches!(failure, SelfTestFailure::Ended) { Err(HelperFailure::Ended) } else { Ok(false) }
+    }
+
+    /// Chooses the placement, and moves the helper to where the programs see it as they see pods, if they redirect.
+    async fn place(&mut self, interfaces: Vec<InterfaceMatch>, pods: Vec<IpAddr>) -> io::Result<Result<Placement, NoPlacement>> {
+        let Redirection::Programs { cgroup } = &self.redirection else {
+            let has_exit_guard = self.exit_guard.is_some();
+            return blocking(move || placement::place(&interfaces, &pods, has_exit_guard, &mut Netlink::open()?)).await;
+        };
+        if !self.is_in_group {
+            let (cgroup, process) = (cgroup.clone(), self.helper.pid());
+            match blocking(move || Ok(group::enter(cgroup.as_deref(), process))).await? {
+                Ok(made) => self.group.keep(made),
+                Err(failure) => return Ok(Err(NoPlacement::Never(failure.with_advice()))),
+            }
+            self.is_in_group = true;
+        }
+        Ok(Ok(placement::of_programs()))
     }
 
     /// Reports that no interface like the pods' can be created. Before the first pod there is none to imitate, and nothing to wait for.
@@ -352,7 +428,17 @@ impl Running {
             Some(network) if network.place == place => (network.number, network.has_ipv6),
             _ => self.make(place).await?,
         };
-        let ExpectedRules { ipv4, ipv6 } = probes.wanted();
+        let expected = probes.wanted();
+        match self.redirection {
+            Redirection::PacketRules => self.test_rules(number, has_ipv6, expected, probes).await?,
+            Redirection::Programs { .. } => self.test_programs(number, has_ipv6, expected, probes).await?,
+        }
+        self.check_exit_guard().await
+    }
+
+    /// Tests packet rules.
+    async fn test_rules(&mut self, number: u8, has_ipv6: bool, expected: ExpectedRules, probes: &Probes) -> Result<(), SelfTestFailure> {
+        let ExpectedRules { ipv4, ipv6 } = expected;
         for family in Family::ALL {
             let is_redirected = if family == Family::V4 { ipv4 } else { ipv6 };
             if is_redirected {
@@ -403,12 +489,21 @@ impl Running {
                 HelperReply::Open { port } => (port, false),
                 HelperReply::Refused => return Err(SelfTestFailure::Refused(to)),
                 HelperReply::TimedOut => return Err(SelfTestFailure::TimedOut(to)),
-                HelperReply::Unreachable | HelperReply::Told { .. } | HelperReply::Done => return Err(SelfTestFailure::Unreachable(to)),
+                HelperReply::Denied => return Err(SelfTestFailure::Denied(to)),
+                HelperReply::NoFamily if is_mapped(to) => return Ok(()),
+                HelperReply::Unreachable | HelperReply::Told { .. } | HelperReply::NoFamily | HelperReply::Sent | HelperReply::Done => {
+                    return Err(SelfTestFailure::Unreachable(to));
+                }
             };
             // The accept loop reports it before it closes it.
-            while let Ok(from) = seen.try_recv() {
+            while let Ok((from, arrival)) = seen.try_recv() {
                 if from == SocketAddr::new(own, port) {
-                    return Ok(());
+                    match (&self.redirection, arrival) {
+                        (Redirection::PacketRules, ProbeArrival::Direct) => {}
+                        (Redirection::PacketRules, _) | (Redirection::Programs { .. }, ProbeArrival::Recorded) => return Ok(()),
+                        (Redirection::Programs { .. }, ProbeArrival::ByRules) => return Err(SelfTestFailure::ByRules(to)),
+                        (Redirection::Programs { .. }, ProbeArrival::Direct) => return Err(SelfTestFailure::Unrecorded(to)),
+                    }
                 }
             }
             if !closed {
@@ -437,8 +532,10 @@ impl Running {
         for to in ports.map(|port| SocketAddr::new(family.metadata(), port)) {
             match self.order(&Order::Connect { to, timeout: TIMEOUT }).await? {
                 HelperReply::Closed { .. } | HelperReply::Open { .. } => return Err(SelfTestFailure::Open(to)),
-                HelperReply::TimedOut | HelperReply::Done => return Err(SelfTestFailure::Unproven(to)),
-                HelperReply::Refused | HelperReply::Unreachable | HelperReply::Told { .. } => {}
+                HelperReply::TimedOut | HelperReply::Done | HelperReply::Sent | HelperReply::NoFamily => {
+                    return Err(SelfTestFailure::Unproven(to));
+                }
+                HelperReply::Refused | HelperReply::Unreachable | HelperReply::Told { .. } | HelperReply::Denied => {}
             }
         }
         let to = SocketAddr::new(family.metadata(), OTHER_PORT);
@@ -451,9 +548,13 @@ impl Running {
                 }
             }
             HelperReply::Open { .. } | HelperReply::Closed { .. } => Err(SelfTestFailure::Unguarded { to, by: to.ip() }),
-            HelperReply::TimedOut | HelperReply::Refused | HelperReply::Unreachable | HelperReply::Done => {
-                Err(SelfTestFailure::Unproven(to))
-            }
+            HelperReply::TimedOut
+            | HelperReply::Refused
+            | HelperReply::Unreachable
+            | HelperReply::Denied
+            | HelperReply::NoFamily
+            | HelperReply::Sent
+            | HelperReply::Done => Err(SelfTestFailure::Unproven(to)),
         }
     }
 
@@ -463,6 +564,25 @@ impl Running {
             _ => SelfTestFailure::NotMade(error),
         })
     }
+}
+
+/// Removes the control group of an earlier daemon's test.
+async fn sweep_groups(redirection: &Redirection) {
+    let given = match redirection {
+        Redirection::Programs { cgroup } => cgroup.clone(),
+        Redirection::PacketRules => None,
+    };
+    // If that fails, a directory without a process is left.
+    let _ = blocking(move || {
+        group::sweep(given.as_deref());
+        Ok(())
+    })
+    .await;
+}
+
+/// Returns whether this is an IPv4 address for a socket of IPv6.
+fn is_mapped(address: SocketAddr) -> bool {
+    matches!(address.ip(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some())
 }
 
 fn forwards_ipv6() -> bool {

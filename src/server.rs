@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::proxy::route::Hosts;
 use crate::proxy::{Origin, Proxy};
 use crate::readiness::StartupHealth;
-use crate::self_test::Probes;
+use crate::self_test::{ProbeArrival, Probes};
 
 mod connection;
 mod redirected;
@@ -223,10 +223,17 @@ impl<A: AssumeRole> Server<A> {
             return self.metrics.connection_refused("record-unreadable");
         };
         let is_redirected = record.is_some() || original_destination(&stream).is_some_and(is_metadata);
-        if Probes::is_source(from.ip()) && is_redirected {
-            // A self-test only needs to arrive: it is reported, and then closed.
-            self.probes.arrived(from);
-            return drop(stream);
+        if Probes::is_source(from.ip()) {
+            let arrival = match is_redirected {
+                true if record.is_some() => ProbeArrival::Recorded,
+                true => ProbeArrival::ByRules,
+                false => ProbeArrival::Direct,
+            };
+            self.probes.arrived(from, arrival);
+            if is_redirected {
+                // A self-test only needs to arrive: it is reported, and then closed.
+                return drop(stream);
+            }
         }
         let mut admission = self.admit(&stream, peer, is_redirected);
         if matches!(admission, Admission::Refused) {

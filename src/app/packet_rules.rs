@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::bpf::keeper::Keeper;
-use crate::redirect::bpf::remove_pins;
+use crate::redirect::bpf::{BpfError, ExitGuardCheck, remove_pins};
 use crate::redirect::foreign;
 use crate::redirect::legacy_rules::{self, LeftOver};
 use crate::redirect::ownership::Ownership;
@@ -130,6 +130,13 @@ impl PacketRules {
     /// Returns what the rest of the daemon uses of the kernel's programs, where they redirect.
     pub(super) fn programs(&self) -> Option<RedirectPrograms> {
         self.bpf.as_ref().and_then(Keeper::programs)
+    }
+
+    /// Returns a check of the exit guard, if it is attached.
+    pub(super) fn exit_guard_check(&mut self) -> Option<ExitGuardCheck> {
+        let opened = self.bpf.as_mut()?.exit_guard_check();
+        let failed = |error: &BpfError| debug!(error = chain(error), "the self-test does not check the exit guard");
+        opened.inspect_err(failed).ok()
     }
 
     /// What removes them.

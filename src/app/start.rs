@@ -29,9 +29,10 @@ use crate::pods::watch::{PodWatch, second_witness};
 use crate::pods::{self, HostNetworkRules, Needs, NodeAddresses, Pods, PodsWriter};
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
+use crate::redirect::bpf::ExitGuardCheck;
 use crate::redirect::interface_addresses;
 use crate::report::reporter::MigrationReporter;
-use crate::self_test::{Ability, Probes, SelfTest};
+use crate::self_test::{Ability, Probes, Redirection, SelfTest};
 use crate::server::{Redirected, Server};
 use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;
@@ -216,13 +217,21 @@ impl Start<'_> {
     }
 
     /// Begins the self-test.
-    pub(super) fn test_itself(&mut self, ability: Ability, step: Option<ReadinessStep>, pods: Pods, probes: &Probes) {
+    pub(super) fn test_itself(
+        &mut self,
+        (ability, step): (Ability, Option<ReadinessStep>),
+        exit_guard: Option<ExitGuardCheck>,
+        pods: Pods,
+        probes: &Probes,
+    ) {
         let Self { config, metrics, readiness, tasks } = self;
         let self_test = SelfTest {
             ability,
             config: config.self_test,
             interfaces: config.redirect.interfaces.clone(),
             has_rules: config.redirect.backend != RedirectBackend::None,
+            redirection: Redirection::of(&config.redirect),
+            exit_guard,
             pods,
             probes: probes.clone(),
             metrics: metrics.clone(),

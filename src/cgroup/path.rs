@@ -26,6 +26,9 @@ const STATIC: usize = 32;
 /// The length of a container's ID.
 const CONTAINER: usize = 64;
 
+/// The name of the self-test's control group, directly below that of all pods. It is no name of a pod or of a QoS class, with any driver.
+pub const SELF_TEST: &str = "rolegate-self-test";
+
 /// How the directories below the pods' control group are named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -214,6 +217,18 @@ mod tests {
         {
             let (uid, _) = layout.owner(&format!("{own}/{}", below.replace('@', &escaped(OTHER)))).unwrap();
             assert_eq!(uid, UID, "{below}");
+        }
+    }
+
+    #[test]
+    fn the_self_tests_control_group_is_of_no_pod() {
+        for layout in [Layout::Cgroupfs, systemd("kubepods"), systemd("rolegate"), systemd("rolegate-self-test")] {
+            for class in [None, Some("burstable"), Some("besteffort")] {
+                assert_eq!(layout.directory(class, SELF_TEST), None, "{layout:?}");
+            }
+            for below in [String::new(), format!("/{ID}"), format!("/pod{UID}"), format!("/kubepods-pod{}.slice", escaped(UID))] {
+                assert_eq!(layout.owner(&format!("{SELF_TEST}{below}")), None, "{layout:?}");
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 mod attach;
 pub mod cgroups;
 mod error;
+mod exit_check;
 mod fdinfo;
 mod host_network;
 pub mod keeper;
@@ -20,5 +21,6 @@ pub mod uplinks;
 
 pub use attach::Scope;
 pub use error::BpfError;
+pub use exit_check::{ExitGuardCheck, ExitGuardState};
 pub use pins::{check_file_system, is_of_guard, pinned, remove_all_but_guard, remove_pins};
 pub use records::{Exemptions, Records};

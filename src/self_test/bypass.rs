@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::netlink::Netlink;
-use crate::advice::Advise;
+use crate::advice::{Advise, join};
 use crate::redirect::rules::LOOPBACK;
 
 /// Interfaces that only one data plane creates, and creates on every node that it manages.
@@ -25,9 +25,7 @@ const DATA_PLANE_INTERFACES: [(&str, &str); 2] = [
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Bypass {
     /// Programs of a data plane handle the packets.
-    #[error(
-        "{owner} handles pods' packets (interface {interface}) and may forward them past the packet rules, to the real metadata service"
-    )]
+    #[error("{owner} handles pods' packets (interface {interface}) and may forward them past the packet rules")]
     Programs {
         /// The owner of the programs.
         owner: &'static str,
@@ -35,24 +33,35 @@ pub(crate) enum Bypass {
         interface: String,
     },
     /// The packets leave the node without passing its network stack.
-    #[error(
-        "pods' packets leave the node through {interface} (macvlan, ipvlan or a physical interface), past the packet rules, to the real metadata service"
-    )]
+    #[error("pods' packets leave the node through {interface} (macvlan, ipvlan or a physical interface), past the packet rules")]
     Beside {
         /// The interface that leads to the pods.
         interface: String,
     },
 }
 
+impl Bypass {
+    /// Returns the reason why nothing can be said about packet rules here, and what to do.
+    pub(super) fn reason(&self, has_exit_guard: bool) -> String {
+        let then = match has_exit_guard {
+            true => "the exit guard then drops their metadata requests, which time out",
+            false => "they then reach the real metadata service",
+        };
+        join(&format!("{self}; {then}"), self.advice().as_deref())
+    }
+}
+
 impl Advise for Bypass {
     fn advice(&self) -> Option<Cow<'static, str>> {
         Some(match self {
             Self::Programs { .. } => {
-                "route pods' packets through the host's network stack (docs/boot.md, \"Where packets bypass the rules\"), and keep hop limit \
-                 1 and a network policy for the metadata address"
+                "use --redirect=bpf (docs/bpf.md), or route pods' packets through the host's network stack (docs/boot.md, \"Where packets \
+                 bypass the rules\"), and keep hop limit 1 and a network policy for the metadata address"
                     .into()
             }
-            Self::Beside { .. } => "keep hop limit 1 and a network policy for the metadata address".into(),
+            Self::Beside { .. } => {
+                "use --redirect=bpf (docs/bpf.md), and keep hop limit 1 and a network policy for the metadata address".into()
+            }
         })
     }
 }
@@ -133,6 +142,16 @@ pub(super) fn interface_to(netlink: &mut Netlink, ip: IpAddr) -> io::Result<Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_tells_what_happens_to_pods_requests() {
+        let bypass = Bypass::Programs { owner: "Cilium", interface: "cilium_host".to_owned() };
+        for (has_exit_guard, wanted, unwanted) in [(true, "time out", "the real metadata"), (false, "the real metadata", "time out")] {
+            let reason = bypass.reason(has_exit_guard);
+            let (cause, advice) = reason.split_once(". To fix: ").unwrap_or_default();
+            assert!(cause.contains(wanted) && !cause.contains(unwanted) && advice.contains("--redirect=bpf"), "{reason}");
+        }
+    }
 
     fn way(name: &str, kind: &str, ingress: &str) -> InterfacePath {
         let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());

@@ -22,14 +22,18 @@ const CONTROL: usize = 256;
 
 /// Sends an empty datagram repeatedly until an answer or an ICMP error arrives, or until the timeout.
 pub(super) fn send(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = match bind_for(to) {
+        Ok(socket) => socket,
+        Err(error) => return refused_locally(&error).ok_or(error),
+    };
     if to.is_ipv4() {
         setsockopt(&socket, Ipv4RecvErr, &true)?;
     } else {
         setsockopt(&socket, Ipv6RecvErr, &true)?;
     }
-    socket.connect(to)?;
+    if let Err(error) = socket.connect(to) {
+        return refused_locally(&error).ok_or(error);
+    }
     socket.set_read_timeout(Some(RESEND_INTERVAL))?;
     let port = socket.local_addr()?.port();
     let deadline = Instant::now() + timeout;
@@ -44,6 +48,29 @@ pub(super) fn send(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply>
         }
     }
     Ok(HelperReply::TimedOut)
+}
+
+/// Sends one empty datagram from a socket that is not connected, and does not wait for an answer.
+pub(super) fn send_unconnected(to: SocketAddr) -> io::Result<HelperReply> {
+    match bind_for(to).and_then(|socket| socket.send_to(&[], to)) {
+        Ok(_) => Ok(HelperReply::Sent),
+        Err(error) => refused_locally(&error).ok_or(error),
+    }
+}
+
+fn bind_for(to: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0))
+}
+
+/// Returns the reply for an error of the kernel's here: nothing was sent. Other errors may be answers.
+pub(super) fn refused_locally(error: &io::Error) -> Option<HelperReply> {
+    match error.raw_os_error().map(Errno::from_raw) {
+        // The standard library has one kind for this and EACCES, which a route may cause.
+        Some(Errno::EPERM) => Some(HelperReply::Denied),
+        Some(Errno::EAFNOSUPPORT) => Some(HelperReply::NoFamily),
+        _ => None,
+    }
 }
 
 /// Returns the first ICMP error in the socket's error queue.

@@ -69,6 +69,8 @@ pub(super) enum Order {
     Connect { to: SocketAddr, timeout: Duration },
     /// Send an empty datagram, and report the answer or ICMP error.
     Datagram { to: SocketAddr, timeout: Duration },
+    /// Send an empty datagram from a socket that is not connected, and report whether the kernel let it.
+    SendTo { to: SocketAddr },
 }
 
 /// A line of the child's output: a reply, or why there is none.
@@ -147,7 +149,7 @@ impl Spoken {
         let may_take = REPLY_TIME
             + match order {
                 Order::Connect { timeout, .. } | Order::Datagram { timeout, .. } => *timeout * 2,
-                Order::SetUp { .. } => Duration::ZERO,
+                Order::SetUp { .. } | Order::SendTo { .. } => Duration::ZERO,
             };
         let mut line = serde_json::to_string(order)?;
         line.push('\n');
@@ -181,6 +183,7 @@ pub(crate) fn child(input: impl BufRead, mut output: impl Write) -> io::Result<(
             }
             Order::Connect { to, timeout } => connect(to, timeout).map_err(|error| error.to_string()),
             Order::Datagram { to, timeout } => datagram::send(to, timeout).map_err(|error| error.to_string()),
+            Order::SendTo { to } => datagram::send_unconnected(to).map_err(|error| error.to_string()),
         };
         say(&answer)?;
     }
@@ -216,6 +219,9 @@ fn connect(to: SocketAddr, timeout: Duration) -> io::Result<HelperReply> {
     let mut stream = match TcpStream::connect_timeout(&to, timeout) {
         Ok(stream) => stream,
         Err(error) => {
+            if let Some(reply) = datagram::refused_locally(&error) {
+                return Ok(reply);
+            }
             return match error.kind() {
                 ConnectionRefused => Ok(HelperReply::Refused),
                 TimedOut => Ok(HelperReply::TimedOut),

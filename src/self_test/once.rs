@@ -1,13 +1,11 @@
 //! A single test, for people: beside a daemon that serves this node.
 
-use super::blocking::blocking;
+use super::group::HelperGroup;
 use super::helper::Helper;
-use super::netlink::Netlink;
 use super::outcome::SelfTestFailure;
-use super::placement;
-use super::{ExpectedRules, Probes, Running};
+use super::{ExpectedRules, Probes, Redirection, Running};
 use crate::advice::{Advise as _, chain};
-use crate::config::InterfaceMatch;
+use crate::config::RedirectConfig;
 use crate::log_once::Changes;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
@@ -30,21 +28,33 @@ pub(crate) enum SelfTestResult {
 
 /// Runs one test beside the daemon that serves this node: that daemon closes the connections of other tests at once. `expected`
 /// says which requests are redirected.
-pub(crate) async fn once(helper: Helper, interfaces: Vec<InterfaceMatch>, expected: ExpectedRules) -> SelfTestResult {
+pub(crate) async fn once(helper: Helper, redirect: &RedirectConfig, expected: ExpectedRules) -> SelfTestResult {
     let failed = |failure: &SelfTestFailure| SelfTestResult::Failed { cause: chain(failure), advice: failure.advice().map(Into::into) };
-    let place = match blocking(move || placement::place(&interfaces, &[], &mut Netlink::open()?)).await {
-        Ok(Ok(place)) => place,
-        Ok(Err(reason)) => return SelfTestResult::Unavailable(reason.to_string()),
-        Err(error) => return failed(&SelfTestFailure::NotMade(error)),
-    };
     let helper = match helper.speak() {
         Ok(helper) => helper,
         Err(error) => return failed(&SelfTestFailure::NotMade(error)),
     };
     let (metrics, readiness, probes) = (Metrics::new(), Readiness::default(), Probes::default());
     probes.set_wanted(expected);
-    let mut running =
-        Running { helper, network: None, failing: Changes::default(), metrics, readiness, step: None, is_served_by_another: true };
+    let mut running = Running {
+        helper,
+        group: HelperGroup::default(),
+        is_in_group: false,
+        network: None,
+        redirection: Redirection::of(redirect),
+        // The daemon checks its own.
+        exit_guard: None,
+        failing: Changes::default(),
+        metrics,
+        readiness,
+        step: None,
+        is_served_by_another: true,
+    };
+    let place = match running.place(redirect.interfaces.clone(), Vec::new()).await {
+        Ok(Ok(place)) => place,
+        Ok(Err(reason)) => return SelfTestResult::Unavailable(reason.to_string()),
+        Err(error) => return failed(&SelfTestFailure::NotMade(error)),
+    };
     let result = running.test(place, &probes).await;
     running.unmake().await;
     match result {

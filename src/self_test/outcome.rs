@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::advice::Advise;
+use crate::redirect::bpf::BpfError;
 
 /// The result of the last test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +52,47 @@ pub(super) enum SelfTestFailure {
     Unguarded { to: SocketAddr, by: IpAddr },
     #[error("the self-test's packet to {0} got no answer, but the guard would have rejected it: pods may reach the real metadata service")]
     Unproven(SocketAddr),
+    #[error("BPF programs denied the self-test's connection to {0}")]
+    Denied(SocketAddr),
+    #[error("the self-test's connection to {0} was redirected by packet rules and not by the BPF programs")]
+    ByRules(SocketAddr),
+    #[error("the self-test's connection to {0} arrived without a record of the BPF programs")]
+    Unrecorded(SocketAddr),
+    #[error("the BPF programs did not deny the self-test's {} to {to}: pods may reach the real metadata service", what.name())]
+    NotDenied { what: Attempt, to: SocketAddr },
+    #[error(
+        "the BPF programs did not drop the self-test's datagram to {0} from a socket that is not connected: pods may reach the real \
+         metadata service"
+    )]
+    NotDropped(SocketAddr),
+    #[error("the exit guard is not attached to {}", .0.join(", "))]
+    ExitGuardMissing(Vec<String>),
+    #[error("the exit guard decides wrongly about packets to {0}")]
+    ExitGuardWrong(IpAddr),
+    #[error("cannot check the exit guard")]
+    ExitGuardUnknown(#[source] BpfError),
     #[error("cannot connect the test's namespace to the node")]
     NotMade(#[source] io::Error),
     #[error("the helper process ended")]
     Ended,
+}
+
+/// What must be denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// A TCP connection.
+    Connection,
+    /// A UDP socket that is connected.
+    Datagrams,
+}
+
+impl Attempt {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Datagrams => "UDP socket",
+        }
+    }
 }
 
 impl Advise for SelfTestFailure {
@@ -72,6 +110,23 @@ impl Advise for SelfTestFailure {
             Self::Unproven(_) => "check that the guard's rules exist, that no rule before them accepts or drops the packet, and that a \
                                   guard of another program rejects packets and does not drop them"
                 .into(),
+            Self::Denied(_) => {
+                "check that the BPF programs are those of this daemon, and have its address: restart the daemon; otherwise, \
+                                find the program of another component that denies it"
+                    .into()
+            }
+            Self::ByRules(_) | Self::Unrecorded(_) | Self::NotDenied { .. } | Self::NotDropped(_) => {
+                "find what detaches the BPF programs from the pods' control group; the daemon attaches them again at its next comparison \
+                 (--redirect-interval); check --bpf-cgroup"
+                    .into()
+            }
+            Self::ExitGuardMissing(_) => {
+                "find what detaches the exit guard; the daemon attaches it again at its next comparison (--redirect-interval); check \
+                 --bpf-interfaces"
+                    .into()
+            }
+            Self::ExitGuardWrong(_) => "restart the daemon; if it fails again, report it".into(),
+            Self::ExitGuardUnknown(error) => return error.advice(),
             Self::NotMade(_) | Self::Ended => return None,
         })
     }
@@ -88,6 +143,14 @@ impl SelfTestFailure {
             Self::Open(_) => "open",
             Self::Unguarded { .. } => "guard-missing",
             Self::Unproven(_) => "guard-unknown",
+            Self::Denied(_) => "denied",
+            Self::ByRules(_) => "by-rules",
+            Self::Unrecorded(_) => "unrecorded",
+            Self::NotDenied { .. } => "not-denied",
+            Self::NotDropped(_) => "not-dropped",
+            Self::ExitGuardMissing(_) => "exit-guard-missing",
+            Self::ExitGuardWrong(_) => "exit-guard-wrong",
+            Self::ExitGuardUnknown(_) => "exit-guard-unknown",
             Self::NotMade(_) => "not-made",
             Self::Ended => "helper",
         }

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 
 use super::bypass::{self, interface_to};
 use super::netlink::Netlink;
-use crate::advice::Advise as _;
 use crate::config::InterfaceMatch;
 use crate::pods::Pods;
 use crate::redirect::rules::LOOPBACK;
@@ -51,7 +50,7 @@ pub(crate) fn fits(interfaces: &[InterfaceMatch], name: &str) -> bool {
     name != LOOPBACK && !left_out && (named.peek().is_none() || named.any(is))
 }
 
-/// Returns why the pods' interfaces can never be imitated with this configuration, on any node.
+/// Returns why the pods' interfaces can never be imitated for packet rules with this configuration, on any node.
 pub(crate) fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
     let first = interfaces.iter().find(|interface| !interface.negated)?;
     let (_, owner) = FILTERED_PREFIXES.iter().find(|(prefix, _)| first.name.starts_with(prefix))?;
@@ -61,13 +60,24 @@ pub(crate) fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
     )))
 }
 
-/// Chooses the placement: like the first usable one of the named interfaces, otherwise on the bridge of the pods, if there is one.
-pub(crate) fn place(interfaces: &[InterfaceMatch], pods: &[IpAddr], netlink: &mut Netlink) -> io::Result<Result<Placement, NoPlacement>> {
+/// Returns the placement where BPF programs redirect connections. They do not look at interfaces, so its name is one that no other program
+/// manages: Calico and Cilium would drop what arrives from an interface with a name like theirs.
+pub(crate) fn of_programs() -> Placement {
+    Placement::Prefix(OWN_PREFIXES[0].to_owned())
+}
+
+/// Chooses the placement for packet rules: like the first usable one of the named interfaces, otherwise on the bridge of the pods, if there is one.
+pub(crate) fn place(
+    interfaces: &[InterfaceMatch],
+    pods: &[IpAddr],
+    has_exit_guard: bool,
+    netlink: &mut Netlink,
+) -> io::Result<Result<Placement, NoPlacement>> {
     if let Some(never) = never(interfaces) {
         return Ok(Err(never));
     }
     if let Some(bypass) = bypass::look(pods, netlink)? {
-        return Ok(Err(NoPlacement::Never(bypass.with_advice())));
+        return Ok(Err(NoPlacement::Never(bypass.reason(has_exit_guard))));
     }
     let mut missing = None;
     for interface in interfaces.iter().filter(|interface| !interface.negated) {
@@ -178,7 +188,7 @@ mod tests {
     #[test]
     fn the_name_follows_the_first_named_interface() {
         let mut netlink = Netlink::open().unwrap();
-        let mut of = |patterns: &[&str]| place(&list(patterns), &[], &mut netlink).unwrap();
+        let mut of = |patterns: &[&str]| place(&list(patterns), &[], false, &mut netlink).unwrap();
         let prefix = |name: &str| Ok(Placement::Prefix(name.to_owned()));
         assert_eq!(of(&["eni+", "veth+"]), prefix("eni"));
         assert_eq!(of(&["!eni+"]), prefix("rolegate"));
@@ -190,6 +200,14 @@ mod tests {
         assert_eq!(of(&["no-such-bridge"]), Err(NoPlacement::NotYet("no-such-bridge".to_owned())));
         for (watched, owner) in [("cali+", "Calico"), ("lxc+", "Cilium")] {
             assert!(matches!(of(&[watched]), Err(NoPlacement::Never(reason)) if reason.contains(owner)));
+        }
+    }
+
+    #[test]
+    fn no_other_program_manages_the_interface_where_programs_redirect() {
+        let Placement::Prefix(prefix) = of_programs() else { panic!("no interface of its own") };
+        for (filtered, owner) in FILTERED_PREFIXES {
+            assert!(!prefix.starts_with(filtered), "{owner}");
         }
     }
 

@@ -17,6 +17,12 @@ pub(super) enum HelperReply {
     Refused,
     /// There is no route, or an ICMP error said so.
     Unreachable,
+    /// The kernel did not let the socket connect or send (`EPERM`). Nothing was sent.
+    Denied,
+    /// This kernel has no sockets of the family.
+    NoFamily,
+    /// The datagram was sent, and nobody waited for an answer.
+    Sent,
     /// Nothing came back.
     TimedOut,
     /// An ICMP error of this type and code came back from this address.

@@ -10,3 +10,4 @@ mod load;
 mod local_redirect;
 mod others;
 mod packets;
+mod self_test;

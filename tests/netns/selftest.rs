@@ -8,9 +8,9 @@ use rolegate_lab::node::{NODE_IP, find_program, skip};
 
 use crate::bed::{Bed, METADATA, PATIENCE, ROUTED};
 
-const PASSED: &str = r#"rolegate_self_test{state="passed"}"#;
-const FAILED: &str = r#"rolegate_self_test{state="failed"}"#;
-const UNAVAILABLE: &str = r#"rolegate_self_test{state="unavailable"}"#;
+pub(crate) const PASSED: &str = r#"rolegate_self_test{state="passed"}"#;
+pub(crate) const FAILED: &str = r#"rolegate_self_test{state="failed"}"#;
+pub(crate) const UNAVAILABLE: &str = r#"rolegate_self_test{state="unavailable"}"#;
 const MISSED: &str = r#"rolegate_self_test_failures_total{reason="missed"}"#;
 const GUARD_MISSING: &str = r#"rolegate_self_test_failures_total{reason="guard-missing"}"#;
 const GUARD_UNKNOWN: &str = r#"rolegate_self_test_failures_total{reason="guard-unknown"}"#;
@@ -287,7 +287,7 @@ fn rules_that_cannot_be_repaired_fail_it_until_they_are() {
 }
 
 /// Returns how many packets arrived on each interface of a test.
-fn received(bed: &Bed) -> Vec<(String, u64)> {
+pub(crate) fn received(bed: &Bed) -> Vec<(String, u64)> {
     let links: serde_json::Value = serde_json::from_str(&bed.node.ns().sh("ip -json -stats link").unwrap()).unwrap();
     let links = links.as_array().unwrap().iter().filter_map(|link| {
         let name = link["ifname"].as_str()?.starts_with("rolegaterg").then(|| link["ifname"].as_str())??;

@@ -97,7 +97,7 @@ async fn test(ability: Ability, config: &Config, is_served: bool, expected: Expe
         }
         Ability::Able(helper) => helper,
     };
-    match within(STEP, once(helper, config.redirect.interfaces.clone(), expected)).await {
+    match within(STEP, once(helper, &config.redirect, expected)).await {
         None => no_answer(SECTION.failed("self-test", "the self-test")),
         Some(SelfTestResult::Passed) => SECTION.ok("self-test", "a pod's request reaches the daemon, and the guard rejects all others"),
         Some(SelfTestResult::Unavailable(reason)) => SECTION.skipped("self-test", reason),

@@ -16,11 +16,13 @@ use aya::{Ebpf, EbpfLoader};
 
 use super::cgroups::PodsCgroup;
 use super::error::BpfError;
+use super::exit_check::ExitGuardCheck;
 use super::fdinfo::{self, AttachedLink};
 use super::layout::{CONFIG, CONNECTION, ProgramConfig, RECORD};
-use super::pins::{EXIT_GUARD, LINK, MARK_SOCKET, check_file_system, names, remove_versions, removed};
+use super::pins::{EXIT_GUARD, LINK, MARK_SOCKET, check_file_system, guard_pin, names, remove_versions, removed};
 use super::records::{Exemptions, Records};
 use super::sockopt;
+use crate::config::InterfaceMatch;
 
 /// The compiled programs. `scripts/build-bpf` makes them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("programs.o");
@@ -91,6 +93,19 @@ impl Programs {
         let records = Records::new(map(&mut ebpf, "connections")?);
         let exemptions = Exemptions::new(map(&mut ebpf, "exempt")?);
         Ok((Self { directory, ebpf, config, numbers }, records, exemptions))
+    }
+
+    /// Returns a check of the exit guard on the interfaces that these choose.
+    pub(super) fn exit_guard_check(&mut self, interfaces: &[InterfaceMatch]) -> Result<ExitGuardCheck, BpfError> {
+        let scratch = self.directory.join(format!("{NEXT}{EXIT_GUARD}"));
+        let failed = |source| BpfError::Pins { path: scratch.clone(), source };
+        let Program::SchedClassifier(guard) = program(&mut self.ebpf, EXIT_GUARD)? else { return Err(unknown(EXIT_GUARD)) };
+        removed(fs::remove_file(&scratch)).map_err(failed)?;
+        guard.pin(&scratch).map_err(|error| BpfError::kernel(format!("pin {}", scratch.display()), error))?;
+        // The check keeps the program itself.
+        let check = ExitGuardCheck::open(&scratch, self.directory.clone(), interfaces.to_vec());
+        removed(fs::remove_file(&scratch)).map_err(failed)?;
+        check
     }
 
     /// Returns the configuration of the programs; `None` while there is none, and everything is denied.
@@ -309,10 +324,6 @@ fn map<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &str) -> Result<HashMap<
 
 fn unknown(name: &str) -> BpfError {
     BpfError::Kernel { what: format!("find {name} in the compiled BPF programs"), source: "the build is wrong".into() }
-}
-
-fn guard_pin(interface: u32) -> String {
-    format!("{LINK}{EXIT_GUARD}-{interface}")
 }
 
 #[cfg(test)]

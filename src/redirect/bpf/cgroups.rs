@@ -145,6 +145,11 @@ impl PodsCgroup {
         classes
     }
 
+    /// Returns whether a process is in the control group of a pod. Its number is that of the PID namespace of this process.
+    pub fn has_in_a_pod(&self, process: u32) -> bool {
+        self.pod_of(process).is_some()
+    }
+
     /// Returns the control group of the pod that this process is in; `None` if it is in none.
     ///
     /// The process looks for its own number: in a container, the kernel shows only numbers of processes that the container can see, and

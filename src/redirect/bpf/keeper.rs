@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::attach::{Programs, Scope};
 use super::cgroups::PodsCgroup;
 use super::error::BpfError;
+use super::exit_check::ExitGuardCheck;
 use super::host_network;
 use super::layout::{BpfTargets, ProgramConfig};
 use super::records::{Exemptions, Records};
@@ -158,6 +159,14 @@ impl Keeper {
             exemptions: Arc::new(self.exemptions.clone()),
             pods_cgroup: self.pods.path.clone(),
         })
+    }
+
+    /// Returns a check of the exit guard for the self-test.
+    ///
+    /// # Errors
+    /// If the program cannot be opened again.
+    pub fn exit_guard_check(&mut self) -> Result<ExitGuardCheck, BpfError> {
+        self.programs.exit_guard_check(&self.settings.interfaces)
     }
 
     /// Returns the directory of the pins.

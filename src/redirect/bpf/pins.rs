@@ -16,6 +16,11 @@ pub(super) const EXIT_GUARD: &str = "exit_guard";
 /// What the names of links' pins begin with.
 pub(super) const LINK: &str = "link-";
 
+/// Returns the name of the pin of the exit guard on this interface.
+pub(super) fn guard_pin(interface: u32) -> String {
+    format!("{LINK}{EXIT_GUARD}-{interface}")
+}
+
 /// Removes all pins of rolegate, of every version, and describes what was removed. The programs are detached with them.
 ///
 /// # Errors

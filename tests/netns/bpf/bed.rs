@@ -124,6 +124,15 @@ impl BpfBed {
     /// Returns the set-up of a daemon in a pod of its own in the node's network.
     pub(super) fn setup_bpf(&self) -> Setup {
         let (_, group) = self.groups("d1e1c0de-0000-4000-8000-000000000001");
+        self.setup_bpf_in(&group)
+    }
+
+    /// Returns the set-up of a daemon that is a service of the node.
+    pub(super) fn setup_bpf_outside(&self) -> Setup {
+        self.setup_bpf_in(&self.cgroups.group("system.slice/rolegate.service").unwrap())
+    }
+
+    fn setup_bpf_in(&self, group: &Cgroup) -> Setup {
         let words = self.mount.words().into_iter().chain(group.words());
         self.setup_nftables()
             .argument("--redirect=bpf")
@@ -139,6 +148,23 @@ impl BpfBed {
         let setup = self.bed.setup_with_ip().argument(format!("--host-ip={NODE_IP6}")).argument("--redirect=nftables");
         // A pod that is not known is refused soon.
         setup.argument("--backoff-max-elapsed-time=200ms").env("PATH", self.programs.path().to_str().unwrap())
+    }
+
+    /// Detaches a program of the daemon, and leaves its pin. `detach` is the compiled program of this name.
+    pub(super) fn detach(&self, detach: &str, program: &str) {
+        let output = self.mount.command(detach).arg(pin(program)).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Removes the pin of a program of the daemon.
+    pub(super) fn remove_pin(&self, program: &str) {
+        assert!(self.mount.command("rm").arg(pin(program)).status().unwrap().success());
+    }
+
+    /// Returns the number of an interface of the node.
+    pub(super) fn index_of(&self, interface: &str) -> u32 {
+        let text = self.bed.node.ns().sh(&format!("ip -o link show {interface}")).unwrap();
+        text.split(':').next().unwrap().parse().unwrap()
     }
 
     /// Starts the daemon, waits until it is ready, and removes all netfilter rules for good.
@@ -438,6 +464,11 @@ impl Client {
     pub(super) fn next_hop(&self) -> ([u8; 6], &'static str) {
         self.next_hop
     }
+}
+
+/// Returns the path of the pin that keeps a program attached.
+fn pin(program: &str) -> String {
+    format!("{}/rolegate/v1/link-{program}", BpfMount::PATH)
 }
 
 /// Returns the link-layer address of an interface.

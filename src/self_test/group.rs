@@ -1,0 +1,142 @@
+//! The control group of the helper, where BPF programs on the pods' control group redirect connections.
+//!
+//! The helper of a daemon in a pod is in the control group of that pod, like the daemon. The helper of another daemon is moved to a
+//! control group of its own, directly below that of all pods. Its name is not that of a pod.
+
+use std::borrow::Cow;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::advice::Advise;
+use crate::cgroup::SELF_TEST;
+use crate::redirect::bpf::BpfError;
+use crate::redirect::bpf::cgroups::PodsCgroup;
+
+/// How often the helper is moved again if another daemon has just removed the control group.
+const TRIES: usize = 5;
+/// How long the kernel may take to notice that the helper has ended.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The pause between two attempts to remove the control group.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Why the helper cannot be in the control group of all pods.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GroupFailure {
+    /// The control group of all pods is not found.
+    #[error("cannot find the pods' control group")]
+    Pods(#[source] BpfError),
+    /// The helper cannot be moved.
+    #[error("cannot move the self-test's helper process to the control group {}", path.display())]
+    Move {
+        /// The control group.
+        path: PathBuf,
+        /// The error from the system.
+        source: io::Error,
+    },
+}
+
+impl Advise for GroupFailure {
+    fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Pods(error) => error.advice(),
+            Self::Move { .. } => Some(
+                "run the daemon in a pod (daemonset/), or on the node as root, outside of containers, and where /sys/fs/cgroup is writable"
+                    .into(),
+            ),
+        }
+    }
+}
+
+/// The place of the helper. Dropping it removes the control group that was made for it, if the helper has ended.
+#[derive(Debug, Default)]
+pub(super) struct HelperGroup {
+    made: Option<PathBuf>,
+}
+
+impl Drop for HelperGroup {
+    fn drop(&mut self) {
+        let Some(path) = self.made.take() else { return };
+        let deadline = Instant::now() + PATIENCE;
+        while fs::remove_dir(&path).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) && Instant::now() < deadline {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl HelperGroup {
+    /// Notes the control group that [`enter`] made, if it made one.
+    pub(super) fn keep(&mut self, made: Option<PathBuf>) {
+        if made.is_some() {
+            self.made = made;
+        }
+    }
+}
+
+/// Moves the process into a control group below that of all pods, unless it is in that of a pod. Returns the one that was made for it.
+/// `given` is the control group of all pods, if it is not where kubelets create it.
+pub(super) fn enter(given: Option<&Path>, process: u32) -> Result<Option<PathBuf>, GroupFailure> {
+    let pods = PodsCgroup::find(given).map_err(GroupFailure::Pods)?;
+    if pods.has_in_a_pod(process) {
+        return Ok(None);
+    }
+    let path = pods.path.join(SELF_TEST);
+    let mut moved = Ok(());
+    for _ in 0..TRIES {
+        moved = move_into(&path, process);
+        match &moved {
+            // Another daemon of this node has removed it between the two steps. In a container with a view of its own, the kernel says
+            // the same of a control group that is outside of that.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            _ => break,
+        }
+    }
+    match moved {
+        Ok(()) => Ok(Some(path)),
+        Err(source) => {
+            let _ = fs::remove_dir(&path);
+            Err(GroupFailure::Move { path, source })
+        }
+    }
+}
+
+fn move_into(group: &Path, process: u32) -> io::Result<()> {
+    match fs::create_dir(group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // Not created: where this is no control group, there is no such file.
+    fs::OpenOptions::new().write(true).open(group.join("cgroup.procs")).and_then(|mut file| {
+        use io::Write as _;
+        file.write_all(process.to_string().as_bytes())
+    })
+}
+
+/// Removes the control group that a daemon left which was killed, unless it has a process.
+pub(super) fn sweep(given: Option<&Path>) {
+    if let Ok(pods) = PodsCgroup::find(given) {
+        let _ = fs::remove_dir(pods.path.join(SELF_TEST));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_no_control_group_is_not_entered() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(matches!(enter(Some(root.path()), 1), Err(GroupFailure::Pods(BpfError::NotCgroup2 { .. }))));
+        let group = root.path().join(SELF_TEST);
+        assert_eq!(move_into(&group, 1).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(group.is_dir());
+        drop(HelperGroup { made: Some(group.clone()) });
+        assert!(!group.exists());
+        let mut kept = HelperGroup::default();
+        kept.keep(Some(group.clone()));
+        kept.keep(None);
+        assert_eq!(kept.made, Some(group));
+    }
+}
