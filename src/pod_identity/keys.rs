@@ -20,4 +20,4 @@ pub use set::{DocumentError, KeySet, MAX_DOCUMENT, issuer_of};
 pub use source::{KeySource, KeySourceError};
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -24,9 +24,9 @@ mod payload;
 pub use bearer::{BearerToken, MAX_TOKEN};
 pub use claims::{Claims, NodeClaim};
 pub use error::{TokenError, TokenErrorKind};
-pub(in crate::pod_identity) use json::is_strict_object;
+pub(crate) use json::is_strict_object;
 pub use jws::{Expected, LEEWAY, UnverifiedToken};
-pub(in crate::pod_identity) use key::Jwk;
+pub(crate) use key::Jwk;
 pub use key::{Algorithm, MAX_KEY_ID, PublicKey, UnusableKey};
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ impl IssuerKeys {
     }
 
     /// Returns what is known now, or waits for the first fetch.
-    pub(in crate::pod_identity) async fn any(&self) -> Result<Arc<TrustedIssuer>, TokenError> {
+    pub(crate) async fn any(&self) -> Result<Arc<TrustedIssuer>, TokenError> {
         match self.known() {
             Some(trusted) => Ok(trusted),
             None => self.newer(|_| true).await.map_err(|_| TokenError::NoKeys),
@@ -63,7 +63,7 @@ impl IssuerKeys {
     }
 
     /// Returns the issuer with the key of this ID. If the key is not known, waits for one fetch that began after this call.
-    pub(in crate::pod_identity) async fn with_key(&self, id: &str) -> Result<Arc<TrustedIssuer>, TokenError> {
+    pub(crate) async fn with_key(&self, id: &str) -> Result<Arc<TrustedIssuer>, TokenError> {
         let has_key = |trusted: &TrustedIssuer| trusted.keys.get(id).is_some();
         match self.known() {
             Some(trusted) if has_key(&trusted) => Ok(trusted),

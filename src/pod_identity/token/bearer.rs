@@ -27,7 +27,7 @@ impl BearerToken {
     }
 
     /// Returns the text of the token.
-    pub(in crate::pod_identity) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         self.0.expose_secret()
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// Returns whether the bytes are one JSON object, and no object in it has two members of one name. serde_json limits the depth.
-pub(in crate::pod_identity) fn is_strict_object(json: &[u8]) -> bool {
+pub(crate) fn is_strict_object(json: &[u8]) -> bool {
     json.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<UniqueMembers>(json).is_ok()
 }
 

@@ -63,7 +63,7 @@ enum Material {
 
 /// The members of a JSON Web Key (RFC 7517) that are used.
 #[derive(Deserialize)]
-pub(in crate::pod_identity) struct Jwk {
+pub(crate) struct Jwk {
     kty: String,
     kid: Option<String>,
     alg: Option<String>,
@@ -100,7 +100,7 @@ pub enum UnusableKey {
 
 impl Jwk {
     /// Returns the ID and the key.
-    pub(in crate::pod_identity) fn read(self) -> Result<(String, PublicKey), UnusableKey> {
+    pub(crate) fn read(self) -> Result<(String, PublicKey), UnusableKey> {
         let (kid, used_for, algorithm) = (self.kid.clone(), self.r#use.clone(), self.alg.clone());
         let kid = kid.filter(|kid| (1..=MAX_KEY_ID).contains(&kid.len())).ok_or(UnusableKey::NoId)?;
         if used_for.is_some_and(|purpose| purpose != "sig") {
