@@ -39,3 +39,6 @@ impl KeySource for ApiKeySource {
         self.document(CONFIGURATION, CONFIGURATION_TYPE).boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;
