@@ -8,7 +8,7 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.2
 # The time for each target, in seconds.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := annotations arn host patterns route token
+FUZZ_TARGETS := annotations arn host patterns route service_account_token token
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -16,6 +16,7 @@ mod path;
 
 pub use directory::{CgroupOwner, PodCgroups};
 pub use id::CgroupId;
+pub(crate) use path::is_uid;
 pub use path::{Layout, PodDirectory, SELF_TEST, is_static_uid};
 
 /// The kernel's record of a connection that it redirected when the client's socket connected.

@@ -20,6 +20,7 @@
 //! - [`proxy`]: one request, from its head to its answer
 //! - [`pods`]: the pods of this node by address, and their watch
 //! - [`kubernetes`]: the client of the Kubernetes API
+//! - [`pod_identity`]: service account tokens of pods, verified offline
 //! - [`links`]: what the node itself sees of its pods: the link of an address, and CNI results
 //! - [`policy`]: which role a pod may have
 //! - [`credentials`]: sessions of roles, and STS
@@ -74,6 +75,7 @@ pub mod metadata_service;
 pub mod metrics;
 mod migrate;
 pub mod netlink;
+pub mod pod_identity;
 pub mod pods;
 pub mod policy;
 mod probe;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, dead_code, reason = "a failed check panics, and no user of this file uses all of it")]
 
 pub(crate) mod model;
+pub(crate) mod service_account_token;
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};

@@ -30,6 +30,7 @@ mod documents;
 mod events;
 mod faults;
 mod info;
+mod issuer;
 mod json;
 mod list;
 mod objects;
@@ -59,6 +60,7 @@ pub use self::builders::{namespace, node, service_account};
 use self::certificates::Authorities;
 pub use self::certificates::ClientIdentity;
 pub use self::faults::{Fault, Verb};
+pub use self::issuer::{Attack, PodToken, SigningKey, TokenIssuer};
 pub use self::objects::Resource;
 pub use self::pod::PodBuilder;
 pub use self::request::RecordedRequest;
@@ -291,6 +293,33 @@ impl KubeApi {
     }
 }
 
+/// Methods for service account tokens.
+impl KubeApi {
+    /// The issuer of service account tokens, whose documents the server publishes. It is `https://kubernetes.default.svc`, and signs
+    /// with RS256.
+    #[must_use]
+    pub fn token_issuer(&self) -> TokenIssuer {
+        self.state().token_issuer().clone()
+    }
+
+    /// Returns the claims of a projected token of a pod, from the pod as it is stored, its service account and its node.
+    #[must_use]
+    pub fn pod_token(&self, namespace: &str, pod: &str) -> Option<PodToken> {
+        let uid = |object: &Value| object["metadata"]["uid"].as_str().map(str::to_owned);
+        let object = self.get(Resource::Pods, Some(namespace), pod)?;
+        let mut token = PodToken::new(namespace, pod, &uid(&object)?);
+        let account = object["spec"]["serviceAccountName"].as_str()?;
+        if let Some(uid) = self.get(Resource::ServiceAccounts, Some(namespace), account).as_ref().and_then(uid) {
+            token = token.service_account(account, &uid);
+        } else {
+            token = token.service_account_named(account);
+        }
+        let node = object["spec"]["nodeName"].as_str()?;
+        let node_uid = self.get(Resource::Nodes, None, node).as_ref().and_then(uid);
+        Some(token.node(node, node_uid.as_deref()))
+    }
+}
+
 /// Methods for port-forwards.
 impl KubeApi {
     /// Connects port-forwards to this pod with `to`, whatever port they name. Otherwise, the connection is refused, as by a
@@ -339,7 +368,7 @@ impl KubeApi {
     }
 
     /// Revokes a permission, such as `list` of `"pods"`: requests get 403, and access reviews say so. Open watches stay open,
-    /// as on a real server.
+    /// as on a real server. A path, such as `/openid/v1/jwks`, is denied by `get` of it.
     pub fn deny(&self, verb: Verb, resource: &str) {
         self.state().behaviour().deny(verb, resource);
     }

@@ -133,7 +133,7 @@ pub(super) fn container(name: &str) -> Option<&str> {
 
 /// Returns whether a text has the form of a UID of the API, or of a static pod. Both have lower-case digits only, so that each UID
 /// has one form.
-fn is_uid(text: &str) -> bool {
+pub(crate) fn is_uid(text: &str) -> bool {
     let is_of_api = || {
         let mut groups = text.split('-');
         let are_long_enough = GROUPS.iter().all(|length| groups.next().is_some_and(|group| group.len() == *length));

@@ -135,7 +135,11 @@ impl Client {
 
     /// Asks, and has an answer once its head is there.
     pub(crate) async fn ask(&self, target: &str) -> Result<ApiResponse, RequestFailure> {
-        let request = Request::get(target).header(ACCEPT, "application/json").body(Body::empty());
+        self.ask_for(target, "application/json").await
+    }
+
+    async fn ask_for(&self, target: &str, media_types: &str) -> Result<ApiResponse, RequestFailure> {
+        let request = Request::get(target).header(ACCEPT, media_types).body(Body::empty());
         self.send(request.map_err(|_| RequestFailure::NotBuilt)?).await
     }
 
@@ -174,6 +178,16 @@ impl Client {
     /// Reads an object whole.
     pub async fn get(&self, target: &str) -> Result<Vec<u8>, RequestError> {
         tokio::time::timeout(QUESTION_TIMEOUT, self.ask_whole(target)).await.unwrap_or(Err(RequestFailure::Silent)).map_err(RequestError)
+    }
+
+    /// Reads a document of at most this many bytes, in one of these media types.
+    pub(crate) async fn get_document(&self, target: &str, media_types: &str, at_most: usize) -> Result<Vec<u8>, RequestError> {
+        let read = async {
+            let mut body = Vec::new();
+            self.ask_for(target, media_types).await?.whole(at_most, &mut body).await?;
+            Ok(body)
+        };
+        tokio::time::timeout(QUESTION_TIMEOUT, read).await.unwrap_or(Err(RequestFailure::Silent)).map_err(RequestError)
     }
 
     /// Creates an object from JSON.

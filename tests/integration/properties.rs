@@ -79,6 +79,32 @@ proptest! {
     }
 
     #[test]
+    fn only_service_account_tokens_of_the_issuer_are_accepted(
+        iss in "(https://issuer|https://issuer|https://other)",
+        aud in r#"("pods.eks.amazonaws.com"|\["a","pods.eks.amazonaws.com"\]|\["pods.eks.amazonaws.com"\]|"a"|\[\])"#,
+        exp in prop::sample::select(vec![1_796_040_001_i64, 1_799_999_999, 1_796_039_999, 0]),
+        namespace in "(shop|shop|a.b|a/b)",
+        account in "(web|web|a:b)",
+        more in r#"(|,"jti":"a"|,"x":\{"x":1,"x":1\}|,"iss":"https://issuer")"#,
+        node in r#"(|,"node":\{"name":"node-a"\}|,"node":null|,"node":\{"name":"a/b"\})"#,
+        header in r#"(|\xff\{"alg":"ES256","kid":"k"\}|\xff\{"alg":"none","kid":"k"\}|\xff\{"alg":"ES256","kid":"k","crit":\[\]\})"#,
+    ) {
+        let uid = "5f3c1e2a-7b64-4d0e-9a51-000000000001";
+        let payload = format!(
+            r#"{{"iss":"{iss}","aud":{aud},"exp":{exp},"nbf":1796000000,"iat":1796000000,"sub":"system:serviceaccount:{namespace}:{account}",
+            "kubernetes.io":{{"namespace":"{namespace}","pod":{{"name":"web-1","uid":"{uid}"}},
+            "serviceaccount":{{"name":"{account}","uid":"{uid}"}}{node}}}{more}}}"#
+        );
+        // The separator of fields is the byte 0xff, which a string does not have.
+        let mut data = payload.into_bytes();
+        if let Some(header) = header.strip_prefix('\u{ff}') {
+            data.push(0xff);
+            data.extend_from_slice(header.as_bytes());
+        }
+        checks::service_account_token::check(&data);
+    }
+
+    #[test]
     fn only_hosts_that_clients_send_are_accepted(value in prop_oneof![
         "(instance-data|instance-data.ec2.internal|169.254.169.254|\\[fd00:ec2::254\\]|fd00:ec2::254|127.0.0.1|localhost)(:80|:8181|:080|\\.|)".prop_map(String::into_bytes),
         prop::collection::vec(any::<u8>(), 0..20),

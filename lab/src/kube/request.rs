@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::events::NEW_GROUP;
 use super::faults::Verb;
 use super::info::ResourceInfo;
+use super::issuer;
 use super::objects::Resource;
 use super::status::ApiError;
 
@@ -63,6 +64,10 @@ pub(super) enum Route {
         name: Option<String>,
     },
     AccessReview,
+    /// The key set of the token issuer.
+    TokenKeys,
+    /// The configuration of the token issuer.
+    TokenConfiguration,
     /// `pods/portforward`.
     PortForward {
         namespace: String,
@@ -73,6 +78,11 @@ pub(super) enum Route {
 
 impl Route {
     fn of(path: &str) -> Route {
+        match path {
+            issuer::KEYS => return Route::TokenKeys,
+            issuer::CONFIGURATION => return Route::TokenConfiguration,
+            _ => {}
+        }
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         match parts.as_slice() {
             ["healthz" | "readyz" | "livez", ..] => Route::Health,
@@ -161,6 +171,7 @@ impl Call {
             Route::AccessReview => false,
             // What a WebSocket is authorized as since Kubernetes 1.35, whatever its method.
             Route::PortForward { .. } => return Some(Verb::Create),
+            Route::TokenKeys | Route::TokenConfiguration => return (self.method == Method::GET).then_some(Verb::Get),
             _ => return None,
         };
         match self.method.as_str() {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use http::header::CONTENT_TYPE;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -17,6 +17,7 @@ use super::discovery;
 use super::events::Events;
 use super::faults::{Behaviour, Verb};
 use super::info::ResourceInfo;
+use super::issuer::{SigningKey, TokenIssuer};
 use super::list;
 use super::objects::{Resource, Shape};
 use super::portforward;
@@ -26,8 +27,13 @@ use super::status::{ApiError, json_response};
 use super::store::Store;
 use crate::serve::{Body, Handler, Peer, full};
 
+/// The media type of the key set.
+const KEYS_TYPE: &str = "application/jwk-set+json";
 /// The user name of every client in error messages.
 const USER: &str = "system:serviceaccount:kube-system:rolegate";
+
+/// The default name of the token issuer.
+const ISSUER: &str = "https://kubernetes.default.svc";
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -37,6 +43,7 @@ pub(super) struct State {
     events: Mutex<Events>,
     authorities: Mutex<Option<Authorities>>,
     forwards: Mutex<HashMap<(String, String), SocketAddr>>,
+    token_issuer: TokenIssuer,
     pub(super) stall: watch::Sender<bool>,
     hold_event_writes: watch::Sender<bool>,
     hold_node_patches: watch::Sender<bool>,
@@ -53,6 +60,7 @@ impl State {
             events: Mutex::default(),
             authorities: Mutex::new(authorities),
             forwards: Mutex::default(),
+            token_issuer: TokenIssuer::new(ISSUER, SigningKey::rs256()),
             stall: watch::Sender::new(false),
             hold_event_writes: watch::Sender::new(false),
             hold_node_patches: watch::Sender::new(false),
@@ -74,6 +82,10 @@ impl State {
 
     pub(super) fn events(&self) -> MutexGuard<'_, Events> {
         lock(&self.events)
+    }
+
+    pub(super) fn token_issuer(&self) -> &TokenIssuer {
+        &self.token_issuer
     }
 
     /// The certificate authorities. `None` without TLS.
@@ -123,12 +135,18 @@ impl State {
                 Ok(json_response(StatusCode::OK, &document))
             }
             (Route::Unknown | Route::PortForward { .. }, _) => Err(ApiError::unknown_path()),
+            (Route::TokenKeys, Some(Verb::Get)) => document_of_issuer(call, KEYS_TYPE, &self.token_issuer.jwks()),
+            (Route::TokenConfiguration, Some(Verb::Get)) => {
+                document_of_issuer(call, "application/json", &self.token_issuer.configuration())
+            }
             (Route::AccessReview, Some(Verb::Create)) => self.review(call.json()?),
             (Route::Objects { resource, namespace, name }, Some(verb)) => {
                 self.objects(call, verb, *resource, namespace.as_deref(), name.as_deref())
             }
             (Route::Events { group, namespace, name }, Some(verb)) => self.event(call, verb, group, namespace, name.as_deref()),
-            (Route::AccessReview | Route::Objects { .. } | Route::Events { .. }, _) => Err(ApiError::method_not_allowed()),
+            (Route::AccessReview | Route::Objects { .. } | Route::Events { .. } | Route::TokenKeys | Route::TokenConfiguration, _) => {
+                Err(ApiError::method_not_allowed())
+            }
         }
     }
 
@@ -151,6 +169,12 @@ impl State {
         };
         if let Some(error) = behaviour.take_fault(resource, call.verb) {
             return Err(error);
+        }
+        if matches!(call.route, Route::TokenKeys | Route::TokenConfiguration)
+            && !behaviour.is_allowed("get", ResourceInfo { group: "", plural: &call.path })
+        {
+            let message = format!("forbidden: User \"{USER}\" cannot get path \"{}\"", call.path);
+            return Err(ApiError::new(403, "Forbidden", message));
         }
         if let (Some((info, namespace, name)), Some(verb)) = (call.subject(), call.verb)
             && !behaviour.is_allowed(verb.as_str(), info)
@@ -289,6 +313,18 @@ impl Handler for State {
         };
         answer.unwrap_or_else(|error| error.response())
     }
+}
+
+/// Answers with a document of the token issuer. Unlike for objects, the API server knows one media type for each of them.
+fn document_of_issuer(call: &Call, media_type: &'static str, document: &Value) -> Result<Response<Body>, ApiError> {
+    let accept = call.header(&ACCEPT).unwrap_or("*/*");
+    let accepted = |range: &str| matches!(range.split(';').next().unwrap_or_default().trim(), "*/*") || range.trim() == media_type;
+    if !accept.split(',').any(accepted) {
+        return Err(ApiError::new(406, "NotAcceptable", "406: Not Acceptable"));
+    }
+    let mut answer = Response::new(full(document.to_string()));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    Ok(answer)
 }
 
 fn require_merge_patch(call: &Call) -> Result<(), ApiError> {

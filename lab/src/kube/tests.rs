@@ -2,6 +2,7 @@
 
 mod client;
 mod faults;
+mod issuer;
 mod lists;
 mod objects;
 mod watches;

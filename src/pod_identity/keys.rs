@@ -1,0 +1,23 @@
+//! The keys of the cluster's service account issuer.
+//!
+//! [`KeyRefresher`] fetches them every few minutes, and when a token names a key that is not known; [`IssuerKeys`] is the read side.
+//! One task fetches, so there is one request at a time, and tokens with unknown keys cause at most one in [`LEAST_BETWEEN`]. A token
+//! waits for at most [`PATIENCE`].
+//!
+//! If the API is not available, the known keys stay in use for as long as that lasts. A key that is missing from a new key set is no
+//! longer used.
+
+mod api;
+mod known;
+mod refresh;
+mod set;
+mod source;
+
+pub use api::ApiKeySource;
+pub use known::{IssuerKeys, PATIENCE, TrustedIssuer};
+pub use refresh::{KeyRefresher, LEAST_BETWEEN, REFRESH_EVERY, issuer_keys};
+pub use set::{DocumentError, KeySet, MAX_DOCUMENT, issuer_of};
+pub use source::{KeySource, KeySourceError};
+
+#[cfg(test)]
+pub(super) mod tests;

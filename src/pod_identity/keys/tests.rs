@@ -1,0 +1,300 @@
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use rolegate_lab::kube::{SigningKey, TokenIssuer};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::*;
+use crate::pod_identity::token::{MAX_KEY_ID, TokenError, UnusableKey};
+
+const ISSUER: &str = "https://kubernetes.default.svc";
+
+/// Serves the documents of an issuer, and counts the fetches of keys.
+pub(in crate::pod_identity) struct FakeSource {
+    pub(in crate::pod_identity) issuer: TokenIssuer,
+    /// When fetches of keys began.
+    fetches: Mutex<Vec<Instant>>,
+    is_down: watch::Sender<bool>,
+    is_held: watch::Sender<bool>,
+}
+
+impl FakeSource {
+    pub(in crate::pod_identity) fn new(key: SigningKey) -> Arc<Self> {
+        let issuer = TokenIssuer::new(ISSUER, key);
+        Arc::new(Self { issuer, fetches: Mutex::default(), is_down: watch::Sender::new(false), is_held: watch::Sender::new(false) })
+    }
+
+    pub(in crate::pod_identity) fn set_down(&self, is_down: bool) {
+        self.is_down.send_replace(is_down);
+    }
+
+    /// While on, fetches read the document and do not return.
+    pub(in crate::pod_identity) fn hold(&self, is_held: bool) {
+        self.is_held.send_replace(is_held);
+    }
+
+    pub(in crate::pod_identity) fn fetches(&self) -> Vec<Instant> {
+        self.fetches.lock().unwrap().clone()
+    }
+
+    async fn answer(&self, document: Value) -> Result<Bytes, KeySourceError> {
+        let _ = self.is_held.subscribe().wait_for(|is_held| !is_held).await;
+        if *self.is_down.borrow() { Err(KeySourceError::Slow) } else { Ok(document.to_string().into()) }
+    }
+}
+
+impl KeySource for FakeSource {
+    fn keys(&self) -> BoxFuture<'_, Result<Bytes, KeySourceError>> {
+        self.fetches.lock().unwrap().push(Instant::now());
+        self.answer(self.issuer.jwks()).boxed()
+    }
+
+    fn configuration(&self) -> BoxFuture<'_, Result<Bytes, KeySourceError>> {
+        self.answer(self.issuer.configuration()).boxed()
+    }
+}
+
+/// Starts the refresher, and waits for the first fetch.
+pub(in crate::pod_identity) async fn start(source: &Arc<FakeSource>) -> IssuerKeys {
+    let (keys, refresher) = issuer_keys(Arc::clone(source) as Arc<dyn KeySource>, Vec::new());
+    tokio::spawn(refresher.run());
+    keys.any().await.unwrap();
+    keys
+}
+
+fn set(keys: &[Value]) -> KeySet {
+    KeySet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap()
+}
+
+fn changed(mut key: Value, member: &str, value: impl Into<Value>) -> Value {
+    key[member] = value.into();
+    key
+}
+
+#[test]
+fn keys_that_cannot_be_used_are_left_out() {
+    let (rsa, ec) = (SigningKey::rs256().jwk(), SigningKey::es256().with_id("ec").jwk());
+    let text = |key: &Value, member: &str| key[member].as_str().unwrap().to_owned();
+    let small = text(&rsa, "n")[..340].to_owned();
+    for (key, reason) in [
+        (changed(rsa.clone(), "kid", Value::Null), UnusableKey::NoId),
+        (changed(rsa.clone(), "kid", ""), UnusableKey::NoId),
+        (changed(rsa.clone(), "kid", "k".repeat(MAX_KEY_ID + 1)), UnusableKey::NoId),
+        (changed(rsa.clone(), "use", "enc"), UnusableKey::OtherUse),
+        (changed(rsa.clone(), "kty", "oct"), UnusableKey::Unsupported),
+        (changed(rsa.clone(), "kty", "rsa"), UnusableKey::Unsupported),
+        (changed(rsa.clone(), "alg", "RS512"), UnusableKey::Unsupported),
+        (changed(rsa.clone(), "alg", "HS256"), UnusableKey::Unsupported),
+        (changed(rsa.clone(), "alg", "ES256"), UnusableKey::Unsupported),
+        (changed(ec.clone(), "alg", "ES384"), UnusableKey::Unsupported),
+        (changed(ec.clone(), "crv", "P-521"), UnusableKey::Unsupported),
+        (changed(ec.clone(), "crv", "secp256k1"), UnusableKey::Unsupported),
+        (changed(ec.clone(), "crv", Value::Null), UnusableKey::Unsupported),
+        (changed(ec.clone(), "crv", "P-384"), UnusableKey::Malformed),
+        (changed(rsa.clone(), "n", small), UnusableKey::RsaSize),
+        (changed(rsa.clone(), "n", "_".repeat(1368)), UnusableKey::RsaSize),
+        (changed(rsa.clone(), "n", format!("AAAA{}", text(&rsa, "n"))), UnusableKey::Malformed),
+        (changed(rsa.clone(), "n", format!("{}==", text(&rsa, "n"))), UnusableKey::Malformed),
+        (changed(rsa.clone(), "n", ""), UnusableKey::Malformed),
+        (changed(rsa.clone(), "n", Value::Null), UnusableKey::Malformed),
+        (changed(rsa.clone(), "e", "AQ"), UnusableKey::Malformed),
+        (changed(rsa.clone(), "e", "AQAA"), UnusableKey::Malformed),
+        (changed(rsa.clone(), "e", "AQAAAAAB"), UnusableKey::Malformed),
+        (changed(rsa.clone(), "e", 65537), UnusableKey::Malformed),
+        (changed(ec.clone(), "x", text(&ec, "x")[..40].to_owned()), UnusableKey::Malformed),
+        (changed(ec.clone(), "y", Value::Null), UnusableKey::Malformed),
+        (json!(null), UnusableKey::Malformed),
+        (json!("key"), UnusableKey::Malformed),
+    ] {
+        let with_other = set(&[key.clone(), SigningKey::other_rs256().jwk()]);
+        assert_eq!((with_other.len(), with_other.unusable()), (1, &[reason][..]), "{key}");
+    }
+    assert!(set(&[]).is_empty());
+    let without = |mut key: Value| {
+        key.as_object_mut().unwrap().retain(|name, _| !matches!(name.as_str(), "use" | "alg"));
+        key
+    };
+    assert_eq!(set(&[without(rsa), without(ec)]).len(), 2, "use and alg are optional");
+}
+
+#[test]
+fn a_key_id_that_two_different_keys_have_belongs_to_neither() {
+    let (one, other) = (SigningKey::rs256().with_id("same"), SigningKey::es256().with_id("same"));
+    let (good, third) = (SigningKey::es256(), SigningKey::es384().with_id("same"));
+    let keys = set(&[one.jwk(), good.jwk(), other.jwk(), third.jwk(), one.jwk()]);
+    assert!(keys.get("same").is_none() && keys.get(good.id()).is_some(), "{keys:?}");
+    assert_eq!(set(&[good.jwk(), good.jwk()]).unusable(), &[], "the same key twice is one key");
+}
+
+#[test]
+fn documents_that_are_too_large_or_malformed_are_refused() {
+    let parse = |text: &str| KeySet::parse(text.as_bytes()).map(|keys| keys.len());
+    for odd in ["", "null", "[]", "{}", r#"{"keys":null}"#, r#"{"keys":{}}"#, r#"{"keys":[]}x"#, r#"{"keys":[],"keys":[]}"#, "<html>"] {
+        assert_eq!(parse(odd), Err(DocumentError::Keys), "{odd}");
+    }
+    assert_eq!(parse(&format!(r#"{{"keys":[]{}}}"#, " ".repeat(MAX_DOCUMENT))), Err(DocumentError::TooLarge));
+    let many = |count| json!({ "keys": vec![SigningKey::rs256().jwk(); count] }).to_string();
+    assert_eq!((parse(&many(64)), parse(&many(65))), (Ok(1), Err(DocumentError::TooManyKeys)));
+    let issuer = |document: &str| issuer_of(document.as_bytes());
+    assert_eq!(issuer(&TokenIssuer::new(ISSUER, SigningKey::rs256()).configuration().to_string()), Ok(ISSUER.to_owned()));
+    let long = format!(r#"{{"issuer":"{}"}}"#, "a".repeat(2049));
+    for odd in ["", "[]", "{}", r#"{"issuer":""}"#, r#"{"issuer":1}"#, r#"{"issuer":"a b"}"#, r#"{"issuer":"a","issuer":"a"}"#, &long] {
+        assert_eq!(issuer(odd), Err(DocumentError::Issuer), "{odd}");
+    }
+    assert_eq!(issuer(&" ".repeat(MAX_DOCUMENT + 1)), Err(DocumentError::TooLarge));
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_fetched_again_every_few_minutes() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    let (old, new) = (source.issuer.signing_key(), SigningKey::es256());
+    source.issuer.rotate(new.clone());
+    source.issuer.withdraw(old.id());
+    assert!(keys.known().unwrap().keys.get(old.id()).is_some());
+    tokio::time::sleep(REFRESH_EVERY + Duration::from_millis(1)).await;
+    let known = keys.known().unwrap();
+    assert!(known.keys.get(old.id()).is_none() && known.keys.get(new.id()).is_some(), "{known:?}");
+    assert_eq!(keys.with_key(old.id()).await, Err(TokenError::UnknownKey));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_issuer_replaces_the_old_one_unless_issuers_are_given() {
+    let source = FakeSource::new(SigningKey::es256());
+    let discovered = start(&source).await;
+    let given = ["https://old", "https://new"].map(str::to_owned).to_vec();
+    let (fixed, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, given.clone());
+    tokio::spawn(refresher.run());
+    assert_eq!(fixed.any().await.unwrap().issuers, given);
+    assert_eq!(discovered.known().unwrap().issuers, [ISSUER]);
+    source.issuer.rename("https://other");
+    tokio::time::sleep(REFRESH_EVERY + Duration::from_millis(1)).await;
+    assert_eq!(discovered.known().unwrap().issuers, ["https://other"]);
+    assert_eq!(fixed.known().unwrap().issuers, given);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_tokens_with_a_new_key_share_one_fetch() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    tokio::time::sleep(LEAST_BETWEEN).await;
+    let new = SigningKey::es256();
+    source.issuer.rotate(new.clone());
+    let waiting: Vec<_> = (0..200).map(|_| keys.with_key(new.id())).collect();
+    let found = futures_util::future::join_all(waiting).await;
+    assert!(found.iter().all(Result::is_ok), "{found:?}");
+    assert_eq!(source.fetches().len(), 2, "the first one, and one for all");
+    tokio::time::sleep(LEAST_BETWEEN * 2).await;
+    assert_eq!(source.fetches().len(), 2, "nothing is left over from them");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_began_before_the_token_came_does_not_refuse_it() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    tokio::time::sleep(LEAST_BETWEEN).await;
+    source.hold(true);
+    let early = tokio::spawn({
+        let keys = keys.clone();
+        async move { keys.with_key("unknown").await }
+    });
+    while source.fetches().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The fetch that is under way has read the keys already.
+    let new = SigningKey::es256();
+    source.issuer.rotate(new.clone());
+    let late = tokio::spawn({
+        let (keys, id) = (keys.clone(), new.id().to_owned());
+        async move { keys.with_key(&id).await }
+    });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    source.hold(false);
+    assert_eq!(early.await.unwrap(), Err(TokenError::UnknownKey));
+    // The next fetch is not due before the patience ends, so the client must retry, and is not refused for good.
+    assert_eq!(late.await.unwrap(), Err(TokenError::KeysOutdated));
+    tokio::time::sleep(LEAST_BETWEEN).await;
+    assert!(keys.with_key(new.id()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_unknown_keys_causes_few_fetches_and_short_waits() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    let (began, minute) = (Instant::now(), Duration::from_secs(60));
+    let (mut longest, mut waits) = (Duration::ZERO, tokio::task::JoinSet::new());
+    while began.elapsed() < minute {
+        for number in 0..20 {
+            let (keys, id) = (keys.clone(), format!("{number}-{:?}", Instant::now()));
+            waits.spawn(async move {
+                let began = Instant::now();
+                let result = keys.with_key(&id).await;
+                assert!(matches!(result, Err(TokenError::UnknownKey | TokenError::KeysOutdated)), "{result:?}");
+                began.elapsed()
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    while let Some(waited) = waits.join_next().await {
+        longest = longest.max(waited.unwrap());
+    }
+    assert!(longest <= PATIENCE + Duration::from_millis(1), "{longest:?}");
+    let fetches = source.fetches();
+    assert!((2..=14).contains(&fetches.len()), "{} fetches", fetches.len());
+    assert!(fetches.windows(2).all(|pair| pair[1] - pair[0] >= LEAST_BETWEEN), "{fetches:?}");
+    // Even now, a key that the cluster begins to use works without a wait for the next refresh.
+    let new = SigningKey::es256();
+    source.issuer.rotate(new.clone());
+    tokio::time::sleep(LEAST_BETWEEN).await;
+    assert!(keys.with_key(new.id()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn known_keys_work_for_as_long_as_the_api_is_down() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    let known = source.issuer.signing_key();
+    source.set_down(true);
+    let new = SigningKey::es256();
+    source.issuer.rotate(new.clone());
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(keys.with_key(known.id()).await.is_ok());
+    }
+    assert_eq!(keys.with_key(new.id()).await, Err(TokenError::KeysOutdated), "a client must retry");
+    let during = source.fetches().len();
+    assert!((30..150).contains(&during), "{during} fetches in an hour");
+    source.set_down(false);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(keys.with_key(new.id()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_keys_tokens_wait_for_a_moment() {
+    let source = FakeSource::new(SigningKey::es256());
+    source.hold(true);
+    let (keys, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, Vec::new());
+    tokio::spawn(refresher.run());
+    let began = Instant::now();
+    assert_eq!(keys.any().await, Err(TokenError::NoKeys));
+    assert!(began.elapsed() <= PATIENCE + Duration::from_millis(1), "{:?}", began.elapsed());
+    source.hold(false);
+    assert!(keys.any().await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_never_answers_is_asked_again() {
+    let source = FakeSource::new(SigningKey::es256());
+    source.hold(true);
+    let (keys, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, Vec::new());
+    tokio::spawn(refresher.run());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(source.fetches().len() > 2, "{:?}", source.fetches());
+    assert_eq!(keys.known(), None);
+}
