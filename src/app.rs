@@ -25,7 +25,7 @@ use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::interface_addresses;
 use crate::self_test::{Ability, Probes, STEP};
-use crate::server::Server;
+use crate::server::{Server, Service};
 use crate::tasks::{TaskEnded, Tasks};
 use crate::unix_socket;
 
@@ -40,6 +40,7 @@ mod node;
 mod overflows;
 mod own_pod;
 mod packet_rules;
+mod pod_identity;
 mod prepare;
 pub(crate) mod redirect_command;
 pub(crate) mod report_command;
@@ -48,7 +49,8 @@ mod start;
 
 use listener::PodListener;
 use own_pod::{OwnPod, PODS_KNOWN};
-use prepare::{connection_of, prepare};
+use pod_identity::IdentityListener;
+use prepare::{RequestSources, connection_of, prepare};
 use start::{NODE_NAMED, PACKET_RULES, START, Start};
 
 /// The task that accepts pods' connections.
@@ -62,6 +64,7 @@ pub(crate) struct App {
     /// Where operators are served.
     pub metrics_address: SocketAddr,
     metadata: PodListener,
+    pod_identity: Vec<IdentityListener>,
     /// Without it, another daemon has the port as yet.
     admin: Option<TcpListener>,
     probe_socket: Option<UnixListener>,
@@ -83,6 +86,8 @@ impl App {
             rules.attach(&config.redirect, &metrics, &readiness).await?;
         }
         let metadata = guarded(&mut rules, PodListener::find(&config.server)).await?;
+        let pod_identity =
+            guarded(&mut rules, pod_identity::listen(config.pod_identity.as_ref(), config.server.handover_socket.as_deref())).await?;
         let admin = match listener::listen_for_operators(config.admin.address, config.admin.port) {
             // The daemon before has it until it ends.
             Err(error) if config.server.handover_socket.is_some() && listener::is_in_use(&error) => None,
@@ -100,6 +105,7 @@ impl App {
             metadata_address,
             metrics_address,
             metadata,
+            pod_identity,
             admin,
             probe_socket,
             config,
@@ -136,6 +142,7 @@ impl App {
             metadata_address,
             metrics_address,
             metadata: mut listener,
+            pod_identity,
             admin,
             probe_socket,
             mut config,
@@ -174,6 +181,7 @@ impl App {
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         // At once, for the kubelet's probes: the rest may wait for the API.
         let host_network = HostNetworkRules::new(config.pods.host_network.clone(), own_pod::name(&config.pods.own_pod), programs.is_some());
+        let host_network = host_network.with_tokens(config.pod_identity.is_some());
         let (pods, writer) = start.open_pods(host_network);
         let shared = start.serve_operators(&pods, admin, probe_socket);
         let mut stop = std::pin::pin!(stop);
@@ -201,7 +209,9 @@ impl App {
             anyhow::Ok(placed)
         };
         let mut place = std::pin::pin!(place.fuse());
-        let prepared = prepare(&config, pods.clone(), events, &metrics, &readiness, &drain, shared);
+        let verifier = config.pod_identity.as_ref().map(|config| start.follow_issuer(config, &kube));
+        let sources = RequestSources { pods: pods.clone(), events, verifier };
+        let prepared = prepare(&config, sources, &metrics, &readiness, &drain, shared);
         let prepared = async {
             // The daemon's own pod needs the real metadata service.
             if let Some(exempted) = exempted {
@@ -225,8 +235,16 @@ impl App {
         let health = StartupHealth::new(readiness.clone(), config.server.startup_grace);
         start.follow_health(health.clone());
         let server = Arc::new(server.with_probes(probes.clone()).with_health(health).with_redirected(redirected));
-        let entrance = Entrance { listener, server, node, readiness: readiness.clone(), drain: drain.clone() };
-        let mut acceptor = tokio::spawn(entrance.serve(config.server.handover_socket.clone(), running));
+        let entrance = Entrance { server, node, readiness: readiness.clone(), drain: drain.clone() };
+        let handover_socket = config.server.handover_socket.clone();
+        let mut acceptor = tokio::spawn(async move {
+            let metadata = entrance.serve(listener, Service::Metadata, handover_socket, Some(running));
+            let others = pod_identity.into_iter().map(|IdentityListener { listener, handover_socket }| {
+                entrance.serve(listener, Service::PodIdentity, handover_socket, None)
+            });
+            futures_util::future::try_join(metadata, futures_util::future::try_join_all(others)).await?;
+            anyhow::Ok(())
+        });
         let ended = loop {
             tokio::select! {
                 placed = &mut place, if !place.is_terminated() => match placed {
@@ -295,9 +313,8 @@ fn reconcile(tasks: &mut Tasks, metrics: &Metrics, keepers: Option<Keepers>) {
     }
 }
 
-/// The pod-facing port, until the drain begins.
+/// The pod-facing ports, until the drain begins.
 struct Entrance {
-    listener: PodListener,
     server: Arc<Server<Sts>>,
     node: NodeIdentity,
     readiness: Readiness,
@@ -306,18 +323,26 @@ struct Entrance {
 
 impl Entrance {
     /// Accepts when it is time to, and offers the socket to the next daemon meanwhile.
-    async fn serve(self, handover_socket: Option<PathBuf>, running: ReadinessStep) -> anyhow::Result<()> {
-        let Self { listener, server, node, readiness, drain } = self;
+    async fn serve(
+        &self,
+        listener: PodListener,
+        service: Service,
+        handover_socket: Option<PathBuf>,
+        running: Option<ReadinessStep>,
+    ) -> anyhow::Result<()> {
+        let Self { server, node, readiness, drain } = self;
         let able = async {
             readiness.done(&[PODS_KNOWN]).await;
             // Without it, every pod is refused. The other daemon may know it.
-            node.identified().await;
+            node.clone().identified().await;
         };
         let (listener, giver) = tokio::select! {
             opened = listener.open(able) => opened?,
             () = drain.begun() => return Ok(()),
         };
-        running.done();
+        if let Some(running) = running {
+            running.done();
+        }
         let queue = AcceptQueue::default();
         let socket = listener.as_fd().try_clone_to_owned()?;
         let offer = async {
@@ -333,7 +358,7 @@ impl Entrance {
                 () = drain.begun() => {}
             }
         };
-        tokio::join!(server.serve(listener, &queue), offer);
+        tokio::join!(server.clone().serve(listener, service, &queue), offer);
         Ok(())
     }
 }

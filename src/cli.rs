@@ -512,6 +512,10 @@ fn restrict(config: &Config) -> anyhow::Result<Ability> {
     if has_rules {
         needs.push(Need::Rules);
     }
+    if let Some(pod_identity) = &config.pod_identity {
+        needs.push(Need::Interfaces);
+        needs.extend(pod_identity.listen_addresses().map(|address| Need::Port(address.port())));
+    }
     if matches!(config.redirect.backend, RedirectBackend::Auto | RedirectBackend::Bpf) {
         needs.push(Need::Bpf);
     }

@@ -22,6 +22,7 @@ mod load;
 pub(crate) mod metrics_port;
 mod migrate;
 pub mod own_pod;
+pub mod pod_identity;
 pub(crate) mod probe;
 mod read;
 pub(crate) mod redirect;
@@ -34,6 +35,7 @@ mod warning;
 pub use aws::AwsConfig;
 pub use host_network::{ExemptPods, HostNetworkConfig, HostNetworkMode};
 use own_pod::OwnPodHints;
+pub use pod_identity::PodIdentityConfig;
 use session::{SessionScope, SessionTag, SessionTemplate};
 pub use warning::ConfigWarning;
 
@@ -88,6 +90,8 @@ pub struct Config {
     pub sessions: SessionsConfig,
     /// The pod-facing port.
     pub server: ServerConfig,
+    /// The endpoint for service account tokens; `None` if it is off.
+    pub pod_identity: Option<PodIdentityConfig>,
     /// The operators' port.
     pub admin: AdminConfig,
     /// The packet rules.

@@ -45,6 +45,7 @@ pub struct Credentials {
     /// The documents served to pods. Each is rendered at its first request, and zeroed like the other secrets.
     document: OnceLock<Bytes>,
     extended: OnceLock<Bytes>,
+    container: OnceLock<Bytes>,
 }
 
 impl Credentials {
@@ -57,8 +58,8 @@ impl Credentials {
         expires_at: Timestamp,
     ) -> Self {
         let ends = Instant::now() + Duration::try_from(expires_at.duration_since(issued_at)).unwrap_or(Duration::ZERO);
-        let (document, extended) = (OnceLock::new(), OnceLock::new());
-        Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, ends, document, extended }
+        let (document, extended, container) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { access_key_id, secret_access_key, session_token, issued_at, expires_at, ends, document, extended, container }
     }
 
     /// Returns how long the credentials remain valid; `now` is the wall clock time. Returns the smaller value of two clocks: the wall
@@ -81,6 +82,11 @@ impl Credentials {
     /// Returns the credential document with the account ID. Like [`Self::document`], it is rendered once.
     pub fn extended_document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
         rendered_once(&self.extended, || render(self))
+    }
+
+    /// Returns the document for requests with service account tokens. Like [`Self::document`], it is rendered once.
+    pub fn container_document<E>(&self, render: impl FnOnce(&Self) -> Result<Zeroizing<Vec<u8>>, E>) -> Result<Bytes, E> {
+        rendered_once(&self.container, || render(self))
     }
 }
 
@@ -193,6 +199,11 @@ impl AssumeRoleError {
     /// Whether STS refused this one role, which is no sign of an outage.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. })
+    }
+
+    /// Whether the request came too soon after others, for STS or for the limits of this node.
+    pub fn is_throttled(&self) -> bool {
+        matches!(self, Self::Throttled | Self::NotAsked(_))
     }
 
     /// Returns the meaning of STS's response; `None` if the failure is not a response of STS to this request.

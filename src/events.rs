@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use crate::advice::Advise as _;
 use crate::credentials::AssumeRoleError;
 use crate::metrics::Metrics;
+use crate::pod_identity::token::TokenError;
 use crate::pods::{HostNetworkTreatment, Objection, Pod};
 use crate::policy::{Denial, RoleRequest};
 
@@ -68,6 +69,8 @@ pub enum EventCause {
     },
     /// The pod's requests come through a proxy.
     Forwarded,
+    /// The service account token that the pod sends is not valid.
+    ServiceAccountToken(TokenError),
 }
 
 impl EventCause {
@@ -132,6 +135,7 @@ impl EventCause {
             Self::TokenRequired => "SessionTokenRequired",
             Self::MetadataClosed { .. } => "MetadataNotServed",
             Self::Forwarded => "RequestForwarded",
+            Self::ServiceAccountToken(_) => "ServiceAccountTokenRefused",
         }
     }
 
@@ -145,7 +149,7 @@ impl EventCause {
             Self::AssumeRoleFailed { .. } => "AssumeRole",
             Self::HostNetwork(HostNetworkTreatment::Denied) => "RefuseCredentials",
             Self::HostNetwork(_) => "LeaveAlone",
-            Self::TokenRequired | Self::MetadataClosed { .. } | Self::Forwarded => "RefuseRequest",
+            Self::TokenRequired | Self::MetadataClosed { .. } | Self::Forwarded | Self::ServiceAccountToken(_) => "RefuseRequest",
         }
     }
 
@@ -164,6 +168,7 @@ impl EventCause {
             Self::TokenRequired => "token",
             Self::MetadataClosed { .. } => "path",
             Self::Forwarded => "forwarded",
+            Self::ServiceAccountToken(error) => error.name(),
         }
     }
 
@@ -222,6 +227,7 @@ impl EventCause {
             Self::Forwarded => format!(
                 "{name}: the pod's metadata requests come through a proxy, and are refused. To fix: set NO_PROXY=169.254.169.254 in the pod"
             ),
+            Self::ServiceAccountToken(error) => format!("{name}: {}", error.with_advice()),
             Self::HostNetwork(HostNetworkTreatment::Denied) => format!(
                 "{name}: the pod has hostNetwork, and this cluster serves no such pods, so its requests are refused. To fix: remove \
                  hostNetwork, or ask the cluster's operators to set --host-network-pods=serve"

@@ -15,6 +15,7 @@ use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
+pub(crate) mod address;
 mod exits;
 pub(crate) mod message;
 pub mod rule;

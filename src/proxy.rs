@@ -20,19 +20,19 @@ use tracing::{Level, debug, warn};
 use crate::advice::Advise as _;
 use crate::clock::Clock;
 use crate::config::TokenMode;
-use crate::credentials::AssumeRole;
 use crate::credentials::cache::Sessions;
+use crate::credentials::{AssumeRole, Credentials};
 use crate::events::{EventCause, Reporter};
 use crate::log_once::{EachDigest, LOG_EVERY};
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{HostNetworkTreatment, Identifier, Lookup, Objection, Pod, PodContext, Pods};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
-use crate::text;
 
 pub(crate) mod documents;
 pub mod metadata;
 pub(crate) mod migration;
 mod origin;
+pub(crate) mod pod_identity;
 mod refusal;
 pub(crate) mod respond;
 pub mod route;
@@ -42,7 +42,8 @@ pub use origin::{ConnectedProcess, Origin};
 
 use metadata::{Access, MetadataLookup, MetadataValues, table};
 use migration::Migration;
-use refusal::{Asked, Refusal, of_default_role};
+use pod_identity::settings::PodIdentity;
+use refusal::{Asked, Refusal};
 use respond::Outcome;
 use route::{Body, Rejection, Route, RouteContext};
 use token::Tokens;
@@ -84,6 +85,7 @@ pub struct Proxy<A> {
     told: EachDigest,
     events: Reporter,
     migration: Migration,
+    pod_identity: Option<PodIdentity>,
 }
 
 #[derive(Debug)]
@@ -95,6 +97,7 @@ struct Meters {
     metadata: RouteMeters,
     unknown: RouteMeters,
     rejected: RouteMeters,
+    pod_identity: RouteMeters,
 }
 
 /// The state that a decision depends on. If it changes, the decision is made again.
@@ -133,10 +136,12 @@ impl<A: AssumeRole> Proxy<A> {
             metadata: metrics.route("metadata"),
             unknown: metrics.route("unknown"),
             rejected: metrics.route("rejected"),
+            pod_identity: metrics.route("pod-identity"),
         };
         let (logged, told) = (EachDigest::new(LOG_EVERY, MAX_LOGGED), EachDigest::new(ONCE, MAX_LOGGED));
         let migration = Migration::default();
-        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged, told, events, migration }
+        let pod_identity = None;
+        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged, told, events, migration, pod_identity }
     }
 
     /// Records what the strict settings would refuse.
@@ -180,7 +185,8 @@ impl<A: AssumeRole> Proxy<A> {
         let seen = self.seen();
         // The limit of all waits until the decision.
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
-        let (pod, context) = match self.identify(origin).await {
+        let Some(identifier) = origin.identifier() else { return self.refuse(origin, Refusal::UnknownCgroup, asked) };
+        let (pod, context) = match self.identify(origin, &identifier).await {
             Ok(found) => found,
             Err(refusal) => return self.refuse(origin, refusal, asked),
         };
@@ -205,7 +211,7 @@ impl<A: AssumeRole> Proxy<A> {
             Route::Metadata { path } => return self.metadata(origin, pod, &context, &path, asked).await,
             route => route,
         };
-        let (pod, request) = match self.decide(origin, pod, context, until).await {
+        let (pod, request) = match self.decide(&identifier, pod, context, until).await {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(origin, refusal, asked),
         };
@@ -214,7 +220,13 @@ impl<A: AssumeRole> Proxy<A> {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
             Route::Credentials { role, extended } if self.settings.policy.is_name_of(&role, request.role()) => {
-                self.credentials(origin, pod, &request, seen, extended, asked).await
+                match self.session(&identifier, &pod, &request, seen).await {
+                    Ok(credentials) if extended => self.document(
+                        credentials.extended_document(|credentials| documents::extended_credentials(credentials, request.role())),
+                    ),
+                    Ok(credentials) => self.document(credentials.document(documents::credentials)),
+                    Err(refusal) => self.refuse(origin, refusal, asked),
+                }
             }
             Route::Credentials { .. } => self.refuse(origin, Refusal::OtherRole(pod), asked),
             // These are answered above.
@@ -240,16 +252,21 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    /// Returns the pod that sent a request. If it is not known, waits until it is.
-    async fn identify(&self, origin: &Origin) -> Result<(Arc<Pod>, PodContext), Refusal> {
-        let identifier = origin.identifier().ok_or(Refusal::UnknownCgroup)?;
-        let mut lookup = self.pods.find(&identifier);
-        if !matches!(lookup, Lookup::Found(..)) {
-            let (began, _waiting) = (Instant::now(), self.metrics.pod_wait());
-            lookup = self.pods.wait_for(&identifier, self.settings.pod_wait, |_, _| true).await;
-            self.metrics.pod_waited(lookup != Lookup::Unknown, began.elapsed());
+    /// Looks a pod up. If it is not known, waits until it is.
+    async fn look_up(&self, identifier: &Identifier) -> Lookup {
+        let found = self.pods.find(identifier);
+        if matches!(found, Lookup::Found(..)) {
+            return found;
         }
-        let (pod, context) = self.found(lookup)?;
+        let (began, _waiting) = (Instant::now(), self.metrics.pod_wait());
+        let found = self.pods.wait_for(identifier, self.settings.pod_wait, |_, _| true).await;
+        self.metrics.pod_waited(found != Lookup::Unknown, began.elapsed());
+        found
+    }
+
+    /// Returns the pod that sent a request. If it is not known, waits until it is.
+    async fn identify(&self, origin: &Origin, identifier: &Identifier) -> Result<(Arc<Pod>, PodContext), Refusal> {
+        let (pod, context) = self.found(self.look_up(identifier).await)?;
         if origin.contradicts(&pod) {
             origin.close();
             return Err(Refusal::Objected(pod, Objection::OtherPodConnected));
@@ -294,7 +311,7 @@ impl<A: AssumeRole> Proxy<A> {
     /// Decides which role the pod may have. If something that the decision needs is not known yet, waits until it is.
     async fn decide(
         &self,
-        origin: &Origin,
+        identifier: &Identifier,
         mut pod: Arc<Pod>,
         mut context: PodContext,
         until: tokio::time::Instant,
@@ -302,9 +319,8 @@ impl<A: AssumeRole> Proxy<A> {
         let policy = &self.settings.policy;
         if !policy.can_decide(&pod, &context) {
             let enough = |pod: &Pod, context: &PodContext| policy.can_decide(pod, context);
-            let (identifier, left) =
-                (origin.identifier().ok_or(Refusal::UnknownCgroup)?, until.saturating_duration_since(tokio::time::Instant::now()));
-            let (now, now_around) = self.found(self.pods.wait_for(&identifier, left, enough).await)?;
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            let (now, now_around) = self.found(self.pods.wait_for(identifier, left, enough).await)?;
             // The token belongs to the first pod.
             if now.uid != pod.uid {
                 return Err(Refusal::Changed(pod));
@@ -353,16 +369,15 @@ impl<A: AssumeRole> Proxy<A> {
         DecisionBasis { generation: self.pods.generation(), node: self.settings.policy.node_version() }
     }
 
-    async fn credentials(
+    /// Returns the credentials of an allowed session, if the pod may still have them once they are there.
+    async fn session(
         &self,
-        origin: &Origin,
-        pod: Arc<Pod>,
+        identifier: &Identifier,
+        pod: &Arc<Pod>,
         request: &RoleRequest,
         seen: DecisionBasis,
-        extended: bool,
-        asked: Asked<'_>,
-    ) -> Outcome {
-        let answer = self.sessions.get(request, &pod).await;
+    ) -> Result<Arc<Credentials>, Refusal> {
+        let answer = self.sessions.get(request, pod).await;
         // On a bridge, a pod that takes over the address receives the response. That may have happened since the connection
         // began.
         self.pods.catch_up_on_bridges();
@@ -370,38 +385,13 @@ impl<A: AssumeRole> Proxy<A> {
         // A failure of STS is reported as one, even while nothing is known of the node.
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
         let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
-        let Some(identifier) = origin.identifier() else {
-            return self.refuse(origin, Refusal::UnknownCgroup, asked);
-        };
-        if is_old && let Err(refusal) = self.look_again(&identifier, &pod, request) {
-            return self.refuse(origin, refusal, asked);
+        if is_old {
+            self.look_again(identifier, pod, request)?;
         }
-        match answer {
-            Ok(credentials) if extended => {
-                self.document(credentials.extended_document(|credentials| documents::extended_credentials(credentials, request.role())))
-            }
-            Ok(credentials) => self.document(credentials.document(documents::credentials)),
-            Err(error) => {
-                self.metrics.denied("sts");
-                self.metrics.pod_refused(&pod.namespace, "sts");
-                let by_default = self.has_default_role(&identifier, &pod);
-                self.events.tell(&pod, EventCause::assume_role_failed(&error, request, by_default));
-                if self.logged.is_due((&pod.uid, error.name())) {
-                    warn!(
-                        event = "credentials-unavailable",
-                        namespace = %pod.namespace,
-                        pod = %pod.name,
-                        role = %request.role(),
-                        reason = error.name(),
-                        path = text::path(asked.path),
-                        advice = of_default_role(by_default, error.advice_for(request)).as_deref(),
-                        %error,
-                        "no credentials for the pod; answering with an error, so that its SDK retries"
-                    );
-                }
-                Outcome::Failed
-            }
-        }
+        answer.map_err(|error| {
+            let by_default = self.has_default_role(identifier, pod);
+            Refusal::Session { pod: pod.clone(), request: Box::new(request.clone()), error, by_default }
+        })
     }
 
     /// Checks again, after waiting for STS, that the address or the UID is still the pod's and that the pod may still have the role, by what is
@@ -426,31 +416,40 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     fn reject(&self, origin: &Origin, rejection: Rejection, path: &str) -> Outcome {
-        // For the log and the owner alone. A connection may be older than the pod that has its address now.
-        let pod = match origin.identifier().map(|identifier| self.pods.find(&identifier)) {
+        self.refuse(origin, Refusal::Rejected(self.sender(origin), rejection), Asked::for_value(path))
+    }
+
+    /// Returns the pod that probably sent a request, for the log and the owner alone. A connection may be older than the pod that has
+    /// its address now.
+    fn sender(&self, origin: &Origin) -> Option<Arc<Pod>> {
+        match origin.identifier().map(|identifier| self.pods.find(&identifier)) {
             Some(Lookup::Found(pod, _)) if origin.may_be_of(&pod) => Some(pod),
             _ => None,
-        };
-        self.refuse(origin, Refusal::Rejected(pod, rejection), Asked::for_value(path))
+        }
+    }
+
+    fn refuse(&self, origin: &Origin, refusal: Refusal, asked: Asked<'_>) -> Outcome {
+        self.report(origin, &refusal, asked);
+        refusal.outcome(asked.kind)
     }
 
     /// Counts a refusal, logs it (at most once a minute for each pod and reason, whatever the path), and reports it to the pod's owner.
-    fn refuse(&self, origin: &Origin, refusal: Refusal, asked: Asked<'_>) -> Outcome {
+    fn report(&self, origin: &Origin, refusal: &Refusal, asked: Asked<'_>) {
         let ip = origin.ip;
-        let (reason, outcome) = (refusal.reason(), refusal.outcome(asked.kind));
-        self.metrics.denied(reason);
-        self.migration.refused(&refusal);
+        let reason = refusal.reason();
+        self.metrics.denied(refusal.metric_reason());
+        self.migration.refused(refusal);
         if refusal.is_silent() {
-            return outcome;
+            return;
         }
-        if let Refusal::AmbiguousAddress(pods) = &refusal {
+        if let Refusal::AmbiguousAddress(pods) = refusal {
             pods.iter().for_each(|pod| self.events.tell(pod, EventCause::AddressAmbiguous));
         }
         let mut again = false;
-        let is_due = match (&refusal, refusal.pod()) {
+        let is_due = match (refusal, refusal.pod()) {
             (Refusal::AmbiguousAddress(_), _) => self.logged.is_due((ip, reason)),
             (_, Some(pod)) => {
-                self.metrics.pod_refused(&pod.namespace, reason);
+                self.metrics.pod_refused(&pod.namespace, refusal.metric_reason());
                 again = refusal.is_probe() && !self.told.is_due((&pod.uid, reason));
                 if !again {
                     self.events.tell(pod, refusal.event());
@@ -466,7 +465,6 @@ impl<A: AssumeRole> Proxy<A> {
         if is_due {
             refusal.log(origin, asked.path, again);
         }
-        outcome
     }
 
     fn meters(&self, route: &Route) -> &RouteMeters {

@@ -4,6 +4,9 @@
 //! kernel's programs recorded that its client connected to that address ([`redirected`]). A connection that came straight to the port
 //! is closed before a byte of it is read. The only exception is a probe: a connection from the node's own address may request
 //! `/healthz`, which fails until the daemon was ready once.
+//!
+//! Pods connect to the addresses of Pod Identity directly. There, the token of each request says which pod it is of, and the address of
+//! the connection must be that of the same pod.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -117,15 +120,43 @@ struct Arrival {
     unresolved: Option<RedirectedSocket>,
 }
 
+/// What a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    /// The metadata service.
+    Metadata,
+    /// Credentials by service account tokens.
+    PodIdentity,
+}
+
 /// What a connection may be used for, by its origin.
 #[derive(Debug)]
 enum Admission {
     /// Requests of a pod.
     Pod(Origin),
+    /// Requests with service account tokens, at this address.
+    PodIdentity(Origin, SocketAddr),
     /// A probe of the node itself.
     Probe,
     /// Nothing: it is closed.
     Refused,
+}
+
+impl Admission {
+    /// Returns the origin of pods' requests.
+    fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Pod(origin) | Self::PodIdentity(origin, _) => Some(origin),
+            Self::Probe | Self::Refused => None,
+        }
+    }
+
+    fn origin_mut(&mut self) -> Option<&mut Origin> {
+        match self {
+            Self::Pod(origin) | Self::PodIdentity(origin, _) => Some(origin),
+            Self::Probe | Self::Refused => None,
+        }
+    }
 }
 
 impl<A: AssumeRole> Server<A> {
@@ -183,10 +214,10 @@ impl<A: AssumeRole> Server<A> {
     }
 
     /// Accepts connections until the drain begins. Connections that are open then end with the drain.
-    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, queue: &AcceptQueue) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, service: Service, queue: &AcceptQueue) {
         loop {
             tokio::select! {
-                accepted = listener.accept() => self.accepted(accepted).await,
+                accepted = listener.accept() => self.accepted(accepted, service).await,
                 () = self.drain.begun() => break,
             }
         }
@@ -197,18 +228,21 @@ impl<A: AssumeRole> Server<A> {
         // Connections that the kernel has already accepted would be reset when the listener closes.
         let backlog = async {
             while let Ok(accepted) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
-                self.accepted(accepted).await;
+                self.accepted(accepted, service).await;
             }
         };
         // A client that connects again and again must not delay the end.
         let _ = tokio::time::timeout(LAST_ACCEPTS, backlog).await;
     }
 
-    async fn accepted(self: &Arc<Self>, accepted: std::io::Result<(TcpStream, SocketAddr)>) {
+    async fn accepted(self: &Arc<Self>, accepted: std::io::Result<(TcpStream, SocketAddr)>, service: Service) {
         match accepted {
             Ok((stream, peer)) => {
                 self.accepting.worked();
-                self.take(stream, peer);
+                match service {
+                    Service::Metadata => self.take(stream, peer),
+                    Service::PodIdentity => self.take_for_pod_identity(stream, peer),
+                }
             }
             Err(error) => {
                 self.accepting.failed(&error);
@@ -243,7 +277,6 @@ impl<A: AssumeRole> Server<A> {
         }
         // Changes on which the handshake depended, such as a forged neighbour, were announced before.
         self.proxy.pods().catch_up();
-        let server = self.clone();
         if let (Some(record), Some(redirected)) = (record, &self.redirected) {
             return match redirected.known(record) {
                 Some(process) => {
@@ -260,7 +293,29 @@ impl<A: AssumeRole> Server<A> {
                 }
             };
         }
-        let mut arrival = self.arrival(stream, admission, from.ip());
+        self.admit_by_address(self.arrival(stream, admission, from.ip()));
+    }
+
+    fn take_for_pod_identity(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let (Ok(local), ip) = (stream.local_addr(), peer.ip().to_canonical()) else {
+            return self.metrics.connection_refused("accept-failed");
+        };
+        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+        self.proxy.pods().catch_up();
+        let mut origin = Origin::new(ip, Hosts::default());
+        // Only a socket in the node's network can connect from the address that it connects to, or from a loopback address. With direct
+        // connections, loopback addresses are taken for pods'.
+        origin.is_of_node = ip == local.ip() || (ip.is_loopback() && !self.accept_direct);
+        let arrival = self.arrival(stream, Admission::PodIdentity(origin, local), ip);
+        if arrival.admission.origin().is_some_and(|origin| origin.is_of_node) {
+            return self.admit_arrival(arrival);
+        }
+        self.admit_by_address(arrival);
+    }
+
+    /// Admits a connection whose source is known by its address. If that is unknown, the kernel may have to be asked what to count it by.
+    fn admit_by_address(self: &Arc<Self>, mut arrival: Arrival) {
+        let server = self.clone();
         if let Source::Unknown(ip, _) = arrival.source
             && self.proxy.pods().has_bridges()
         {
@@ -307,9 +362,13 @@ impl<A: AssumeRole> Server<A> {
     /// its answer.
     fn arrival(&self, stream: TcpStream, mut admission: Admission, ip: IpAddr) -> Arrival {
         let pods = self.proxy.pods();
-        let Admission::Pod(origin) = &mut admission else {
+        let Some(origin) = admission.origin_mut() else {
             return Arrival { stream, admission, source: Source::Node, unchecked: None, unresolved: None };
         };
+        if origin.is_of_node {
+            // The token of its first request says which pod it counts for.
+            return Arrival { stream, admission, source: Source::unknown(ip), unchecked: None, unresolved: None };
+        }
         if let Some(source) = redirected::source(origin, pods) {
             return Arrival { stream, admission, source, unchecked: None, unresolved: None };
         }
@@ -324,7 +383,7 @@ impl<A: AssumeRole> Server<A> {
 
     /// Asks the kernel whose address a connection has. This may wait, so the connection's own task does it.
     fn check(&self, admission: &mut Admission, source: &Source, permit: &ConnectionPermit, generation: u64) {
-        let Admission::Pod(origin) = admission else { return };
+        let Some(origin) = admission.origin_mut() else { return };
         let pods = self.proxy.pods();
         pods.catch_up();
         let now = self.source(origin.ip);
@@ -371,11 +430,15 @@ impl<A: AssumeRole> Server<A> {
 
     /// Counts the connection for its pod, if the pod has become known since.
     fn settle(&self, admission: &Admission, permit: &ConnectionPermit) {
-        // A pod in the node's network is counted by its UID from the beginning.
-        if let Admission::Pod(origin) = admission
+        // A pod in the node's network that asks for metadata is counted by its UID from the beginning.
+        if let Some(origin) = admission.origin()
             && permit.is_unknown()
         {
-            permit.settle(&self.source(origin.ip));
+            match (origin.is_of_node, origin.pod()) {
+                (true, Some(pod)) => permit.settle(&Source::in_host_network(pod.0.clone(), self.proxy.pods().by_uid(&pod.0))),
+                (true, None) => {}
+                (false, _) => permit.settle(&self.source(origin.ip)),
+            }
         }
     }
 

@@ -36,16 +36,31 @@ pub(super) enum PodListener {
 }
 
 impl PodListener {
-    /// Binds the configured port. Without `--handover-socket`, no other process can listen on it while this daemon does. With it,
-    /// other processes of the same user can, so that the next daemon can start even if the handover fails.
+    /// Binds the app port. See [`Self::bind`].
     pub(super) async fn find(config: &ServerConfig) -> anyhow::Result<Self> {
         let (socket, wanted) = unbound(config.address, config.port)?;
+        Self::bind(socket, wanted, "--app-port", config.handover_socket.as_deref()).await
+    }
+
+    /// Binds an address of Pod Identity, which the node may get later. See [`Self::bind`].
+    pub(super) async fn find_for_pod_identity(address: SocketAddr, handover_socket: Option<&Path>) -> anyhow::Result<Self> {
+        let (socket, wanted) = unbound(Some(address.ip()), address.port())?;
+        match address {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+        Self::bind(socket, wanted, "--pod-identity-addresses", handover_socket).await
+    }
+
+    /// Binds a port. Without `--handover-socket`, no other process can listen on it while this daemon does. With it,
+    /// other processes of the same user can, so that the next daemon can start even if the handover fails.
+    async fn bind(socket: Socket, wanted: SocketAddr, flag: &'static str, handover_socket: Option<&Path>) -> anyhow::Result<Self> {
         socket.set_reuse_address(true)?;
-        let Some(path) = config.handover_socket.as_deref() else {
+        let Some(path) = handover_socket else {
             // Never with SO_REUSEPORT: the kernel would give some of the pods' connections to any other process of this user,
             // usually root, that binds the same port with it.
-            bind(&socket, wanted, "--app-port")?;
-            listen(&socket, wanted, "--app-port")?;
+            bind(&socket, wanted, flag)?;
+            listen(&socket, wanted, flag)?;
             return Ok(Self::Own(socket.into()));
         };
         if wanted.port() != 0 {
@@ -62,7 +77,7 @@ impl PodListener {
         let others = listens(wanted);
         // The kernel allows it among sockets of one effective user, all of them with this option (socket(7)).
         socket.set_reuse_port(true)?;
-        bind(&socket, wanted, "--app-port").map_err(not_shared)?;
+        bind(&socket, wanted, flag).map_err(not_shared)?;
         if others {
             warn!(
                 event = "handover-missing",
@@ -71,7 +86,7 @@ impl PodListener {
             );
             return Ok(Self::Beside(socket, wanted));
         }
-        listen(&socket, wanted, "--app-port")?;
+        listen(&socket, wanted, flag)?;
         Ok(Self::Own(socket.into()))
     }
 

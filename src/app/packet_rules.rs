@@ -23,6 +23,7 @@ use crate::kubernetes::nodes::{NodeError, node_addresses};
 use crate::kubernetes::own_pod::pods_with;
 use crate::log_once::Changes;
 use crate::metrics::Metrics;
+use crate::pod_identity::addresses;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::bpf::keeper::Keeper;
@@ -286,6 +287,7 @@ impl Leaving {
                  'rolegate redirect remove'"
             );
         }
+        addresses::withdraw();
         if let Some(Err(error)) = self.pins.as_deref().map(remove_pins) {
             error!(
                 event = "bpf-programs-kept",

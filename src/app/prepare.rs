@@ -21,6 +21,7 @@ use crate::explain::By;
 use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon};
 use crate::explain::modes::RequestModes;
 use crate::metrics::Metrics;
+use crate::pod_identity::verifier::Verifier;
 use crate::pods::Pods;
 use crate::policy::Discovered;
 use crate::policy::node::NodeIdentity;
@@ -29,6 +30,7 @@ use crate::policy::session::SessionRules;
 use crate::policy::{Policy, Rules};
 use crate::proxy::metadata::{Access, MetadataValues};
 use crate::proxy::migration::Migration;
+use crate::proxy::pod_identity::settings::PodIdentity;
 use crate::proxy::token::{KeyFile, Tokens};
 use crate::proxy::{Proxy, ProxySettings};
 use crate::readiness::Readiness;
@@ -59,16 +61,26 @@ pub(super) struct SharedWithAdmin {
     pub(super) record: ConnectionRecord,
 }
 
+/// What requests are answered from, besides AWS.
+pub(super) struct RequestSources {
+    /// Who sends a request.
+    pub(super) pods: Pods,
+    /// Receives what pods' owners should know.
+    pub(super) events: Reporter,
+    /// Verifies service account tokens, where they are served.
+    pub(super) verifier: Option<Verifier>,
+}
+
 /// Makes the way of a request, once AWS has told what it takes.
 pub(super) async fn prepare(
     config: &Config,
-    pods: Pods,
-    events: Reporter,
+    sources: RequestSources,
     metrics: &Metrics,
     readiness: &Readiness,
     drain: &Drain,
     shared: SharedWithAdmin,
 ) -> anyhow::Result<Prepared> {
+    let RequestSources { pods, events, verifier } = sources;
     let (clock, SharedWithAdmin { explainer, reporter, record }) = (Clock::system(), shared);
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
@@ -122,7 +134,8 @@ pub(super) async fn prepare(
              tokens"
         );
     }
-    let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events);
+    let pod_identity = verifier.map(|verifier| PodIdentity { verifier, node: config.pods.node.clone() });
+    let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events).with_pod_identity(pod_identity);
     let proxy = match &config.migrate {
         Some(strict) => {
             let migration = record_migration(config, strict, proxy.pods(), &policy, &reporter)?;

@@ -11,6 +11,7 @@ use crate::advice::{Advise as _, chain};
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::{RedirectBackend, RedirectConfig};
 use crate::metrics::Metrics;
+use crate::pod_identity::addresses;
 use crate::readiness::Readiness;
 use crate::redirect::backend::SelectedBackend;
 use crate::redirect::bpf::keeper::{Keeper, KeeperEnvironment};
@@ -213,6 +214,7 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
     }
     let (removed, unremoved) = route(false).await;
     lines.extend(removed);
+    lines.extend(addresses::place(&[])?.removed.into_iter().map(|ip| format!("removed: {ip} from the loopback interface")));
     let unremoved = (!unremoved.is_empty()).then(|| Failure::of_all(&unremoved));
     match (failures.is_empty(), unremoved) {
         (true, None) => {}

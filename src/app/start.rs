@@ -12,7 +12,7 @@ use super::{listener, node, overflows, own_pod};
 use crate::admin::{Admin, Rendered};
 use crate::cgroup::{PodCgroups, RedirectPrograms};
 use crate::clock::Clock;
-use crate::config::{Config, HostNetworkMode, RedirectBackend, Restrictions, ServiceAccountRoles};
+use crate::config::{Config, HostNetworkMode, PodIdentityConfig, RedirectBackend, Restrictions, ServiceAccountRoles};
 use crate::connections::ConnectionRecord;
 use crate::credentials::sts::Sts;
 use crate::events::Reporter;
@@ -25,6 +25,9 @@ use crate::links::boot;
 use crate::links::cni::Results;
 use crate::links::view::NodeView;
 use crate::metrics::Metrics;
+use crate::pod_identity::addresses;
+use crate::pod_identity::keys::{ApiKeySource, issuer_keys};
+use crate::pod_identity::verifier::Verifier;
 use crate::pods::watch::{PodWatch, second_witness};
 use crate::pods::{self, HostNetworkRules, Needs, NodeAddresses, Pods, PodsWriter};
 use crate::policy::node::NodeIdentity;
@@ -125,6 +128,14 @@ impl Start<'_> {
         let exemptions = Exemptions { pods: pods.clone(), cgroups: cgroups.clone(), kernel: exemptions, metrics: metrics.clone() };
         tasks.spawn("exemptions in the node's network", exemptions.run(first));
         (Redirected::new(sockets, cgroups), exempted)
+    }
+
+    /// Begins to fetch the keys of the cluster's service account issuer, and returns what verifies tokens with them.
+    pub(super) fn follow_issuer(&mut self, config: &PodIdentityConfig, kube: &Client) -> Verifier {
+        let (keys, refresher) = issuer_keys(Arc::new(ApiKeySource::new(kube.clone())), config.issuers.clone());
+        self.tasks.spawn("keys of the service account issuer", refresher.run());
+        self.tasks.spawn("addresses of Pod Identity", addresses::keep(config.assigned()));
+        Verifier::new(keys, &config.audience, Clock::system())
     }
 
     /// Begins to write Events, where they are switched on.

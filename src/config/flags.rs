@@ -6,7 +6,9 @@ mod flag;
 mod table;
 
 pub use flag::Flag;
-pub use table::{DEFAULT_EXEMPT, GROUPS, OF_CHECK, OF_EXPLAIN, OF_REDIRECT, OF_REPORT};
+pub use table::{
+    DEFAULT_EXEMPT, DEFAULT_POD_IDENTITY_ADDRESSES, DEFAULT_POD_IDENTITY_AUDIENCE, GROUPS, OF_CHECK, OF_EXPLAIN, OF_REDIRECT, OF_REPORT,
+};
 use table::{REDIRECT, SERVING};
 
 /// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.

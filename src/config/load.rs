@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::source::SettingSource;
-use super::{AwsConfig, Config, ConfigError, HostNetworkMode, RedirectBackend, Restrictions, flags, migrate, read};
+use super::{AwsConfig, Config, ConfigError, HostNetworkMode, PodIdentityConfig, RedirectBackend, Restrictions, flags, migrate, read};
 
 impl Config {
     /// The configuration that flags and environment give.
@@ -24,6 +24,7 @@ impl Config {
             roles: read::roles(source),
             sessions: read::sessions(source),
             server: read::server(source),
+            pod_identity: PodIdentityConfig::read(source),
             admin: read::admin(source),
             redirect,
             self_test: read::self_test(source),

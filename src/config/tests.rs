@@ -53,6 +53,22 @@ fn ips(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
+fn identity(config: &Config) -> &PodIdentityConfig {
+    config.pod_identity.as_ref().expect("--pod-identity is on")
+}
+
+#[test]
+fn addresses_of_pod_identity_are_checked() {
+    for wrong in ["0.0.0.0:80", "[::]:80", "169.254.170.23", "example:80", "224.0.0.1:80", "255.255.255.255:80"] {
+        let mistake = mistake(&["--pod-identity", &format!("--pod-identity-addresses=127.0.0.1:80,{wrong}")]);
+        assert!(mistake.contains(wrong), "{mistake}");
+    }
+    let config = config(&["--pod-identity", "--pod-identity-host-port=0"]);
+    let listens: Vec<_> = identity(&config).listen_addresses().map(|address| address.to_string()).collect();
+    assert_eq!(listens, ["169.254.170.23:80", "[fd00:ec2::23]:80"]);
+    assert!(mistake(&["--pod-identity-issuer=https://a b"]).contains("visible"));
+}
+
 const BASE: &str = "arn:aws:iam::111122223333:role/";
 
 const CASES: &[Case] = &[
@@ -145,6 +161,11 @@ const CASES: &[Case] = &[
     ("bpf-interfaces", "eth+", &[], |config| config.redirect.bpf.interfaces.iter().any(|one| one.name == "eth+")),
     ("host-interface", "cali+", &[], |config| interface_names(config) == [("cali+", false)]),
     ("host-ip", "10.0.0.1,fd00::1", &[], |config| config.redirect.host_ips == ips(&["10.0.0.1", "fd00::1"])),
+    ("pod-identity", "true", &[], |config| config.pod_identity.is_some()),
+    ("pod-identity-addresses", "10.9.8.7:80", &["--pod-identity"], |config| identity(config).assigned() == ips(&["10.9.8.7"])),
+    ("pod-identity-host-port", "99", &["--pod-identity"], |config| identity(config).host_address.is_some_and(|host| host.port() == 99)),
+    ("pod-identity-audience", "sts.amazonaws.com", &["--pod-identity"], |config| identity(config).audience == "sts.amazonaws.com"),
+    ("pod-identity-issuer", "https://a,https://b", &["--pod-identity"], |config| identity(config).issuers == ["https://a", "https://b"]),
     ("self-test", "on", &[], |config| config.self_test.mode == SelfTestMode::On),
     ("self-test-interval", "5s", &[], |config| config.self_test.interval == Duration::from_secs(5)),
     ("log-format", "json", &[], |config| config.log.json),

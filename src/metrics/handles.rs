@@ -33,8 +33,18 @@ pub struct RouteMeters {
 }
 
 /// The statuses of answers to pods.
-const STATUSES: [(u16, &str); 8] =
-    [(200, "200"), (400, "400"), (401, "401"), (403, "403"), (404, "404"), (405, "405"), (500, "500"), (0, "other")];
+const STATUSES: [(u16, &str); 10] = [
+    (200, "200"),
+    (400, "400"),
+    (401, "401"),
+    (403, "403"),
+    (404, "404"),
+    (405, "405"),
+    (429, "429"),
+    (500, "500"),
+    (503, "503"),
+    (0, "other"),
+];
 
 impl RouteMeters {
     /// Counts an answered request and its duration.

@@ -28,6 +28,7 @@ pub(crate) const RTM_DELLINK: u16 = 17;
 pub(crate) const RTM_GETLINK: u16 = 18;
 pub(crate) const RTM_NEWADDR: u16 = 20;
 pub(crate) const RTM_DELADDR: u16 = 21;
+pub(crate) const RTM_GETADDR: u16 = 22;
 pub(crate) const RTM_NEWROUTE: u16 = 24;
 pub(crate) const RTM_DELROUTE: u16 = 25;
 pub(crate) const RTM_GETROUTE: u16 = 26;
@@ -47,6 +48,7 @@ pub(crate) const RT_TABLE_MAIN: u8 = 254;
 pub(crate) const RTPROT_BOOT: u8 = 3;
 pub(crate) const RT_SCOPE_UNIVERSE: u8 = 0;
 pub(crate) const RT_SCOPE_LINK: u8 = 253;
+pub(crate) const RT_SCOPE_HOST: u8 = 254;
 pub(crate) const RTN_UNICAST: u8 = 1;
 pub(crate) const RTNH_F_ONLINK: u32 = 4;
 /// In an answer: the route is the result for one address, not an entry of a table.
@@ -80,7 +82,13 @@ pub(crate) const VETH_INFO_PEER: u16 = 1;
 // Addresses.
 pub(crate) const IFA_ADDRESS: u16 = 1;
 pub(crate) const IFA_LOCAL: u16 = 2;
+/// The lifetimes of the address: `struct ifa_cacheinfo`.
+pub(crate) const IFA_CACHEINFO: u16 = 6;
+/// Who added the address, as a number of `RTPROT_…`. Kernels before 5.18 ignore it.
+pub(crate) const IFA_PROTO: u16 = 11;
 pub(crate) const IFA_F_NODAD: u8 = 2;
+/// The fixed part of a message about an address: its length.
+pub(crate) const IFADDRMSG: usize = 8;
 
 // Neighbours, and the forwarding databases of bridges.
 pub(crate) const NDMSG: usize = 12;

@@ -270,6 +270,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         host_network: object.host_network,
         sandbox: object.sandbox,
         may_have_net_raw: object.may_have_net_raw,
+        has_token_audience: object.has_token_audience,
         static_uid: metadata.take_annotation(MIRROR_KEY, MAX_MIRROR).filter(|uid| is_static_uid(uid)).map(Into::into),
         owner: metadata.owner.take(),
     };

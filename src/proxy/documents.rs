@@ -34,6 +34,16 @@ struct CredentialDocument<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
+struct ContainerCredentialDocument<'a> {
+    access_key_id: &'a str,
+    secret_access_key: &'a str,
+    token: &'a str,
+    account_id: &'a str,
+    expiration: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
 struct InstanceProfileDocument {
     code: &'static str,
     last_updated: String,
@@ -63,6 +73,20 @@ fn render(credentials: &Credentials, account_id: Option<&str>) -> Result<Zeroizi
         token: credentials.session_token.expose_secret(),
         expiration: seconds(credentials.expires_at),
         account_id,
+    };
+    serde_json::to_writer(&mut *text, &document)?;
+    Ok(text)
+}
+
+/// Renders the answer to a request with a service account token: the five fields of EKS Pod Identity.
+pub(crate) fn container_credentials(credentials: &Credentials, role: &RoleArn) -> Result<Zeroizing<Vec<u8>>, serde_json::Error> {
+    let mut text = Zeroizing::new(Vec::with_capacity(DOCUMENT_CAPACITY));
+    let document = ContainerCredentialDocument {
+        access_key_id: &credentials.access_key_id,
+        secret_access_key: credentials.secret_access_key.expose_secret(),
+        token: credentials.session_token.expose_secret(),
+        account_id: role.account(),
+        expiration: seconds(credentials.expires_at),
     };
     serde_json::to_writer(&mut *text, &document)?;
     Ok(text)

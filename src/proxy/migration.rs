@@ -116,7 +116,13 @@ impl Migration {
             | Refusal::UnknownPod
             | Refusal::UnknownCgroup
             | Refusal::HostNetworkExempt(_)
-            | Refusal::PodsNotListed => {}
+            | Refusal::PodsNotListed
+            // kube2iam and kiam serve no service account tokens, and the strict settings change nothing about STS.
+            | Refusal::Session { .. }
+            | Refusal::IdentityRejected(..)
+            | Refusal::ServiceAccountToken(..)
+            | Refusal::TokenOfOtherPod(_)
+            | Refusal::TokenOfOtherNode(_) => {}
         }
     }
 }

@@ -18,6 +18,9 @@ pub struct Origin {
     /// The connection was accepted before its address belonged to a pod, on a node with bridges. There, the node's records know a
     /// pod before it can send anything, so the client may be another pod. Its requests are refused.
     pub late: bool,
+    /// The connection is from the node's own network, as those of pods with `hostNetwork: true` are. Set only for Pod Identity, where
+    /// the token says which pod it is.
+    pub is_of_node: bool,
     /// The process that connected, if the kernel recorded it.
     pub process: Option<ConnectedProcess>,
     /// The pod that the connection belongs to: the one that sent its first request.
@@ -38,7 +41,7 @@ pub struct ConnectedProcess {
 impl Origin {
     /// Creates the origin of a connection that belongs to no pod yet.
     pub fn new(ip: IpAddr, hosts: Hosts) -> Self {
-        Self { ip, hosts, late: false, process: None, pod: OnceLock::new(), is_over: AtomicBool::new(false) }
+        Self { ip, hosts, late: false, is_of_node: false, process: None, pod: OnceLock::new(), is_over: AtomicBool::new(false) }
     }
 
     /// Returns what identifies the pod. In the node's network, that is the control group alone, because the address is that of the
@@ -75,6 +78,11 @@ impl Origin {
             self.close();
         }
         is_own
+    }
+
+    /// Returns the pod that the connection belongs to, if it belongs to one yet.
+    pub fn pod(&self) -> Option<&PodUid> {
+        self.pod.get()
     }
 
     /// Returns whether requests on this connection can be those of this pod.

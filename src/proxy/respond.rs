@@ -40,6 +40,20 @@ pub(crate) enum Outcome {
     Failed,
 }
 
+/// The error document: `{"Code": "…", "Message": "…"}`. SDKs show both. The codes are those of the EKS Auth API
+/// (AssumeRoleForPodIdentity, "Errors").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct IdentityError {
+    /// The status.
+    #[serde(skip)]
+    pub(crate) status: StatusCode,
+    /// One word.
+    pub(crate) code: &'static str,
+    /// One sentence.
+    pub(crate) message: &'static str,
+}
+
 /// Returns the response to a request with this method.
 pub(crate) fn respond(outcome: Outcome, method: &Method) -> Response<Full<Bytes>> {
     let (status, body) = match &outcome {
@@ -66,6 +80,28 @@ pub(crate) fn respond(outcome: Outcome, method: &Method) -> Response<Full<Bytes>
         }
         _ => {}
     }
+    response
+}
+
+/// Returns the credentials for a client of Pod Identity.
+pub(super) fn identity_document(document: Bytes) -> Response<Full<Bytes>> {
+    json(StatusCode::OK, document)
+}
+
+/// Returns an error for a client of Pod Identity.
+pub(super) fn identity_error(error: &IdentityError) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec(error).unwrap_or_default();
+    let mut response = json(error.status, body.into());
+    if error.status == StatusCode::BAD_REQUEST {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn json(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

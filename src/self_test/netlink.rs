@@ -7,11 +7,11 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 
 use crate::netlink::message::{
-    IFA_ADDRESS, IFA_F_NODAD, IFA_LOCAL, IFF_UP, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER,
-    IFLA_NET_NS_PID, NDA_DST, NDA_LLADDR, NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NUD_PERMANENT, NetlinkRequest,
-    RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_GETQDISC, RTM_NEWADDR,
-    RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE, RTNH_F_ONLINK, TC_H_INGRESS, TCA_KIND, TCMSG, VETH_INFO_PEER, append, attribute, family,
-    interface_message, neighbour_message, octets, prefix_of_one, route_message, text, zero_terminated,
+    IFF_UP, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, IFLA_NET_NS_PID, NDA_DST, NDA_LLADDR,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NUD_PERMANENT, NetlinkRequest, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE,
+    RTA_DST, RTA_GATEWAY, RTA_OIF, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_GETQDISC, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE,
+    RTNH_F_ONLINK, TC_H_INGRESS, TCA_KIND, TCMSG, VETH_INFO_PEER, append, attribute, family, interface_message, neighbour_message, octets,
+    prefix_of_one, route_message, text, zero_terminated,
 };
 pub(crate) use crate::netlink::{Mac, Netlink};
 
@@ -62,15 +62,6 @@ impl Netlink {
     /// Sets an interface up.
     pub fn set_up(&mut self, index: u32) -> io::Result<()> {
         self.ask(NetlinkRequest::new(RTM_NEWLINK, NLM_F_ACK, &interface_message(index, IFF_UP))).map(drop)
-    }
-
-    /// Adds this single address to an interface, without a subnet. An IPv6 address is usable at once.
-    pub fn add_address(&mut self, index: u32, ip: IpAddr) -> io::Result<()> {
-        let flags = if ip.is_ipv6() { IFA_F_NODAD } else { 0 };
-        let mut fixed = vec![family(ip), prefix_of_one(ip), flags, RT_SCOPE_UNIVERSE];
-        fixed.extend_from_slice(&index.to_ne_bytes());
-        let message = NetlinkRequest::new(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &fixed);
-        self.ask(message.attribute(IFA_LOCAL, &octets(ip)).attribute(IFA_ADDRESS, &octets(ip))).map(drop)
     }
 
     /// Adds a route to this address through an interface. An error of the kind `AlreadyExists` means that there is a route.

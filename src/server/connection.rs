@@ -18,6 +18,7 @@ use tracing::debug;
 use super::{Admission, MAX_HEAD, MAX_HEADERS, Server, probe};
 use crate::connections::{Closing, ConnectionPermit, Limit, Port, Progress, ProgressTimer, Source, Timely};
 use crate::credentials::AssumeRole;
+use crate::proxy::Origin;
 use crate::proxy::route::{Body, is_chunked_token_request};
 
 impl<A: AssumeRole> Server<A> {
@@ -37,18 +38,19 @@ impl<A: AssumeRole> Server<A> {
             // A connection whose client holds back a body counts as idle: another one may need its place.
             let body = match admission {
                 Admission::Pod(_) => read_body(&request, incoming, progress).await,
-                Admission::Probe | Admission::Refused => Body::Unread,
+                Admission::PodIdentity(..) | Admission::Probe | Admission::Refused => Body::Unread,
             };
             permit.request_begins();
             self.settle(admission, permit);
             let is_last = body != Body::Unread;
             let mut response = match admission {
                 Admission::Pod(origin) => self.proxy.handle(origin, &request, body).await,
+                Admission::PodIdentity(origin, local) => self.proxy.handle_pod_identity(origin, *local, &request).await,
                 Admission::Probe | Admission::Refused => probe(&request, &self.starting()),
             };
             self.settle(admission, permit);
             progress.request_ends();
-            let is_over = matches!(admission, Admission::Pod(origin) if origin.is_over());
+            let is_over = admission.origin().is_some_and(Origin::is_over);
             if permit.request_ends() || is_over || is_last || self.drain.has_begun() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -86,10 +88,7 @@ impl<A: AssumeRole> Server<A> {
         if let Err(error) = ended {
             let reason = ended_by(&error);
             self.metrics.connection_ended(reason);
-            let source = match admission {
-                Admission::Pod(origin) => Some(tracing::field::display(origin.ip)),
-                Admission::Probe | Admission::Refused => None,
-            };
+            let source = admission.origin().map(|origin| tracing::field::display(origin.ip));
             debug!(source, %error, reason, "a connection to the app port ended early");
         }
     }

@@ -45,7 +45,7 @@ async fn a_connection_that_waits_for_the_kernel_holds_up_no_other() {
     let server = Server::new(proxy_of(pods), true, LimitsConfig::default(), metrics, drain, ConnectionRecord::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(async move { Arc::new(server).serve(listener, &AcceptQueue::default()).await });
+    let serving = tokio::spawn(async move { Arc::new(server).serve(listener, Service::Metadata, &AcceptQueue::default()).await });
     let asks = tokio::spawn(answer([127, 0, 0, 2], address));
     tokio::time::timeout(LIMIT, async {
         while node.asked() == 0 {

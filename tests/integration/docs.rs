@@ -162,6 +162,7 @@ fn every_value_of_a_label_is_documented() {
     let mut reasons: BTreeSet<String> = [of_policy.clone(), names(&route, "impl Rejection {")].concat_sets();
     reasons.extend(literals_after(&proxy, "metrics.denied("));
     reasons.extend(names(&read("src/proxy/refusal.rs"), "impl Refusal {"));
+    reasons.extend(literals_after(between(&read("src/pod_identity/token/error.rs"), "pub fn name(self)", "\n    }\n"), "=> "));
     reasons.extend(names(&read("src/pods/witness.rs"), "impl Objection {"));
     reasons.extend(literals_after(between(&policy, "fn form_name(", "\n}\n"), "=> "));
     let namespace = read("src/policy/namespace.rs");

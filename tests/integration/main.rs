@@ -22,6 +22,7 @@ mod metadata;
 mod odd_clients;
 mod overlap;
 mod own_identity;
+mod pod_identity;
 mod policy;
 mod properties;
 mod proxies;

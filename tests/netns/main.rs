@@ -26,6 +26,7 @@ mod nftables;
 mod node_address;
 mod overlap;
 mod own_requests;
+mod pod_identity;
 mod routing;
 mod selftest;
 mod upstream;

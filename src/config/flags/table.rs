@@ -11,12 +11,19 @@ pub const DEFAULT_EXEMPT: &str = "static-pods,kube-system/aws-node,kube-system/c
                                   kube-system/kops-controller,kube-system/dns-controller,\
                                   kube-system/aws-node-termination-handler";
 
+/// Default of `--pod-identity-addresses`: the only ones, besides loopback addresses, that the SDKs accept over plain HTTP (AWS SDKs and
+/// Tools Reference Guide, "Container credential provider").
+pub const DEFAULT_POD_IDENTITY_ADDRESSES: &str = "169.254.170.23:80,[fd00:ec2::23]:80";
+/// Default of `--pod-identity-audience`: the audience of the tokens that EKS gives to pods.
+pub const DEFAULT_POD_IDENTITY_AUDIENCE: &str = "pods.eks.amazonaws.com";
+
 /// The flags, grouped as `--help` prints them.
 pub const GROUPS: &[(&str, &[Flag])] = &[
     ("Pods and the Kubernetes API", PODS),
     ("Roles", ROLES),
     ("Sessions", SESSIONS),
     ("Serving", SERVING),
+    ("Pod Identity", POD_IDENTITY),
     ("Migration", MIGRATION),
     ("Packet rules", REDIRECT),
     ("Logs", LOGS),
@@ -299,6 +306,27 @@ pub(super) const SERVING: &[Flag] = &[
          document), node-info (also the node's addresses, interfaces, tags and notices), or none",
     ),
     list("node-info-namespaces", "NAME", "", "Namespaces whose pods may read node-info: a list, in which * matches any text"),
+];
+
+const POD_IDENTITY: &[Flag] = &[
+    switch(
+        "pod-identity",
+        "Also serve credentials for service account tokens, by the protocol of EKS Pod Identity (AWS_CONTAINER_CREDENTIALS_FULL_URI)",
+    ),
+    list(
+        "pod-identity-addresses",
+        "IP:PORT",
+        DEFAULT_POD_IDENTITY_ADDRESSES,
+        "Where pods ask for these credentials; the daemon assigns the addresses to the node's loopback interface",
+    ),
+    value("pod-identity-host-port", "PORT", "8182", "Port on 127.0.0.1 where pods with hostNetwork ask for these credentials; 0 for none"),
+    value("pod-identity-audience", "AUDIENCE", DEFAULT_POD_IDENTITY_AUDIENCE, "Audience that the service account tokens must have"),
+    list(
+        "pod-identity-issuer",
+        "URL",
+        "",
+        "Issuers of which the service account tokens must have one: a list; default: the issuer that the Kubernetes API names",
+    ),
 ];
 
 pub(super) const REDIRECT: &[Flag] = &[

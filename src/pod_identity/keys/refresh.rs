@@ -16,7 +16,7 @@ use crate::log_once::Condition;
 
 /// How often the keys are fetched, minus a jitter of up to a quarter. A key that the cluster withdraws works for as long.
 pub const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
-/// The shortest time between the beginnings of two fetches, of which the second is caused by tokens with unknown keys.
+/// The shortest time between two fetches that tokens with unknown keys cause.
 pub const LEAST_BETWEEN: Duration = Duration::from_secs(5);
 /// The time of a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,9 +42,8 @@ pub fn issuer_keys(source: Arc<dyn KeySource>, issuers: Vec<String>) -> (IssuerK
 impl KeyRefresher {
     /// Fetches the keys until the process ends.
     pub async fn run(self) {
-        let mut failures = 0;
+        let (mut failures, mut demanded) = (0, None::<Instant>);
         loop {
-            let began = Instant::now();
             self.keys.begin();
             let pause = match self.fetch().await {
                 Ok(trusted) => {
@@ -60,13 +59,16 @@ impl KeyRefresher {
                     pause
                 }
             };
+            // The first token with a new key does not wait, however recent the last regular fetch is.
             let wanted = async {
                 self.keys.wanted().await;
-                sleep_until(began + LEAST_BETWEEN).await;
+                if let Some(demanded) = demanded {
+                    sleep_until(demanded + LEAST_BETWEEN).await;
+                }
             };
             tokio::select! {
                 () = sleep(pause) => {}
-                () = wanted => {}
+                () = wanted => demanded = Some(Instant::now()),
             }
         }
     }

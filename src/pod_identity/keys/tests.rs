@@ -247,7 +247,8 @@ async fn a_flood_of_unknown_keys_causes_few_fetches_and_short_waits() {
     assert!(longest <= PATIENCE + Duration::from_millis(1), "{longest:?}");
     let fetches = source.fetches();
     assert!((2..=14).contains(&fetches.len()), "{} fetches", fetches.len());
-    assert!(fetches.windows(2).all(|pair| pair[1] - pair[0] >= LEAST_BETWEEN), "{fetches:?}");
+    // The first one is the regular one at the start.
+    assert!(fetches[1..].windows(2).all(|pair| pair[1] - pair[0] >= LEAST_BETWEEN), "{fetches:?}");
     // Even now, a key that the cluster begins to use works without a wait for the next refresh.
     let new = SigningKey::es256();
     source.issuer.rotate(new.clone());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ByUid, HostNetworkRules, HostNetworkTreatment, Index, Pod, PodNeeds, PodUid};
+use super::{ByUid, HostNetworkRules, Index, Pod, PodNeeds, PodUid};
 use crate::cgroup::is_static_uid;
 
 impl Index {
@@ -22,7 +22,7 @@ impl Index {
 
     /// Returns whether requests of a pod that has not finished may be served.
     pub(super) fn may_send(&self, pod: &Pod) -> bool {
-        !pod.finished && (!pod.host_network || self.host_network.treatment(pod) == HostNetworkTreatment::Served)
+        !pod.finished && (!pod.host_network || self.host_network.may_be_served(pod))
     }
 
     /// Returns the living pods in the node's network, in no particular order.

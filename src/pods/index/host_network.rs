@@ -31,6 +31,8 @@ pub struct HostNetworkRules {
     /// The daemon's own pod, which needs the real metadata service.
     own: OwnPodName,
     is_enforced: bool,
+    /// Whether service account tokens are served, which identify such pods without programs of the kernel.
+    serves_tokens: bool,
 }
 
 /// What is known about the daemon's own pod.
@@ -53,7 +55,18 @@ impl HostNetworkRules {
     /// Creates the rules of these settings. `is_enforced` says whether programs of the kernel are in effect that redirect such pods;
     /// without them, all are ignored.
     pub fn new(config: HostNetworkConfig, own: OwnPodName, is_enforced: bool) -> Self {
-        Self { config, own, is_enforced }
+        Self { config, own, is_enforced, serves_tokens: false }
+    }
+
+    /// Sets whether service account tokens are served.
+    #[must_use]
+    pub fn with_tokens(self, serves_tokens: bool) -> Self {
+        Self { serves_tokens, ..self }
+    }
+
+    /// Returns whether the pod, which is in the node's network, may ask for credentials that it could get.
+    pub fn may_be_served(&self, pod: &Pod) -> bool {
+        self.treatment(pod) == HostNetworkTreatment::Served || (self.serves_tokens && pod.has_token_audience)
     }
 
     /// Returns what happens to the requests of this pod, which is in the node's network.

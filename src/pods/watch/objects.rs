@@ -12,8 +12,10 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use crate::pods::{PodOwner, Sandbox};
 
 mod net_raw;
+mod token_audience;
 
 use net_raw::AnyNetRaw;
+use token_audience::AnyTokenAudience;
 
 use super::fields::{self, Annotation};
 use crate::kubernetes::fields::{Field, JsonMember, members};
@@ -177,6 +179,8 @@ pub(super) struct PodObject {
     pub(super) host_network: bool,
     /// Whether one of its containers may send forged packets (`NET_RAW`).
     pub(super) may_have_net_raw: bool,
+    /// Whether it has a service account token for an audience of its own choice.
+    pub(super) has_token_audience: bool,
     /// Whether the phase is Succeeded or Failed.
     pub(super) finished: bool,
     /// Empty while the pod does not have the network that its addresses belong to.
@@ -224,6 +228,7 @@ impl Object for PodObject {
             ("containers", net_raw::containers()),
             ("initContainers", net_raw::containers()),
             ("ephemeralContainers", net_raw::containers()),
+            ("volumes", token_audience::volumes()),
         ];
         let status = [
             ("phase", Field::OneOf(&FINISHED)),
@@ -264,6 +269,7 @@ struct RawPodSpec {
     containers: Option<AnyNetRaw>,
     init_containers: Option<AnyNetRaw>,
     ephemeral_containers: Option<AnyNetRaw>,
+    volumes: Option<AnyTokenAudience>,
 }
 
 impl RawPodSpec {
@@ -397,6 +403,7 @@ impl From<RawPod> for PodObject {
         Self {
             metadata: raw.metadata,
             may_have_net_raw: spec.may_have_net_raw(),
+            has_token_audience: spec.volumes.is_some_and(|any| any.0),
             node_name: spec.node_name,
             service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),

@@ -19,6 +19,7 @@ use crate::handover::AcceptQueue;
 use crate::metrics::Metrics;
 use crate::pods::{HostNetworkRules, OwnPodName, Pod, PodUid, PodsWriter, pods};
 use crate::proxy::tests::{pod, proxy_of};
+use crate::server::Service;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const AGENT: &str = "0b7d2c1e-4c1a-4a57-9f0e-000000000001";
@@ -84,7 +85,7 @@ impl Node {
         // As the daemon's own, which serves both families.
         let listener = TcpListener::bind("[::]:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let task = tokio::spawn(async move { server.serve(listener, &AcceptQueue::default()).await });
+        let task = tokio::spawn(async move { server.serve(listener, Service::Metadata, &AcceptQueue::default()).await });
         Self { sockets, writer, metrics, directory, address: ([127, 0, 0, 1], port).into(), task }
     }
 

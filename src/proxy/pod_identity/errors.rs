@@ -1,0 +1,79 @@
+//! The errors that clients of Pod Identity get. A message says nothing about other pods, roles or the node.
+
+use http::StatusCode;
+
+use crate::pod_identity::token::TokenErrorKind;
+use crate::proxy::refusal::Refusal;
+use crate::proxy::respond::IdentityError;
+use crate::proxy::route::Rejection;
+
+const fn error(status: StatusCode, code: &'static str, message: &'static str) -> IdentityError {
+    IdentityError { status, code, message }
+}
+
+const DENIED: IdentityError =
+    error(StatusCode::FORBIDDEN, "AccessDeniedException", "The pod may not have credentials. The Events of the pod say why.");
+const UNAVAILABLE: IdentityError =
+    error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", "The pod cannot be identified yet. Try again.");
+
+impl Refusal {
+    /// Returns the error for a client of Pod Identity. On 4xx, SDKs give up; on 429 and 5xx, they try again.
+    pub(in crate::proxy) fn identity_error(&self) -> IdentityError {
+        match self {
+            Self::IdentityRejected(_, rejection) | Self::Rejected(_, rejection) => rejected(*rejection),
+            Self::ServiceAccountToken(_, token) => match token.kind() {
+                TokenErrorKind::Malformed => {
+                    error(StatusCode::BAD_REQUEST, "InvalidTokenException", "The header Authorization must be a service account token.")
+                }
+                TokenErrorKind::Expired => {
+                    error(StatusCode::BAD_REQUEST, "ExpiredTokenException", "The service account token has expired, or is not valid yet.")
+                }
+                TokenErrorKind::Foreign => {
+                    error(StatusCode::FORBIDDEN, "AccessDeniedException", "The service account token is not valid here.")
+                }
+                TokenErrorKind::KeysUnavailable => {
+                    error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", "The token cannot be verified yet. Try again.")
+                }
+            },
+            Self::TokenOfOtherPod(_) | Self::TokenOfOtherNode(_) => {
+                error(StatusCode::FORBIDDEN, "AccessDeniedException", "The service account token is not that of this pod.")
+            }
+            Self::Session { error: failure, .. } if failure.is_throttled() => {
+                error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", "Too many requests for credentials. Try again.")
+            }
+            Self::Session { error: failure, .. } if failure.is_refusal() => DENIED,
+            Self::Session { .. } => {
+                error(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerException", "The credentials could not be obtained. Try again.")
+            }
+            Self::Denied { denial, .. } if !denial.may_pass() => DENIED,
+            Self::UnknownPod
+            | Self::UnreadablePod(_)
+            | Self::AmbiguousAddress(_)
+            | Self::HostNetwork(_)
+            | Self::OtherRole(_)
+            | Self::Token { .. }
+            | Self::Path { .. } => DENIED,
+            Self::Denied { .. }
+            | Self::UnknownCgroup
+            | Self::HostNetworkExempt(_)
+            | Self::PodsNotListed
+            | Self::Objected(..)
+            | Self::Changed(_)
+            | Self::Absent(_)
+            | Self::Unavailable(_) => UNAVAILABLE,
+        }
+    }
+}
+
+fn rejected(rejection: Rejection) -> IdentityError {
+    match rejection {
+        Rejection::Host => error(StatusCode::FORBIDDEN, "AccessDeniedException", "The header Host names another host."),
+        Rejection::Forwarded => error(StatusCode::FORBIDDEN, "AccessDeniedException", "The request came through a proxy."),
+        Rejection::Method | Rejection::ConnectionMethod => {
+            error(StatusCode::METHOD_NOT_ALLOWED, "InvalidRequestException", "Only GET is served.")
+        }
+        Rejection::Malformed | Rejection::TokenVersion => {
+            error(StatusCode::BAD_REQUEST, "InvalidRequestException", "Only GET /v1/credentials is served.")
+        }
+    }
+}

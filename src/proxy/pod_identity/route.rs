@@ -1,0 +1,146 @@
+//! Which requests are for credentials by a service account token: a pure function of the method, target and headers.
+//!
+//! There is one resource. As for metadata, a request is refused unless it has exactly the form that SDKs send.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, Method, Uri};
+
+use crate::proxy::route::Rejection;
+
+/// The path of EKS Pod Identity (AWS_CONTAINER_CREDENTIALS_FULL_URI of its pods).
+const PATH: &str = "/v1/credentials";
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Checks that a request is for credentials. `local` is the address that the client connected to, which is the only host that the
+/// request may name: a web page that was rebound to this address names its own host.
+pub(super) fn check(method: &Method, uri: &Uri, headers: &HeaderMap, local: Option<SocketAddr>) -> Result<(), Rejection> {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Rejection::Malformed);
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => {}
+        (Some(length), None) if length == "0" => {}
+        _ => return Err(Rejection::Malformed),
+    }
+    let host = the_only(headers, &HOST).and_then(|host| host.to_str().ok()).ok_or(Rejection::Malformed)?;
+    if !local.is_some_and(|local| names(host, local)) {
+        return Err(Rejection::Host);
+    }
+    match (uri.scheme_str(), uri.authority()) {
+        (None, None) => {}
+        (Some("http"), Some(authority)) if host == authority.as_str() => {}
+        _ => return Err(Rejection::Malformed),
+    }
+    if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) {
+        return Err(Rejection::Forwarded);
+    }
+    if uri.path() != PATH || uri.query().is_some() {
+        return Err(Rejection::Malformed);
+    }
+    if method == Method::GET { Ok(()) } else { Err(Rejection::Method) }
+}
+
+/// Returns the token of a request: the value of its only header `Authorization`, as it is, without a scheme.
+pub(super) fn token(headers: &HeaderMap) -> Option<&[u8]> {
+    the_only(headers, &AUTHORIZATION).map(http::HeaderValue::as_bytes)
+}
+
+fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a http::HeaderValue> {
+    let mut given = headers.get_all(name).iter();
+    given.next().filter(|_| given.next().is_none())
+}
+
+/// Returns whether a host header names this address, with or without the port if that is the default one.
+fn names(host: &str, local: SocketAddr) -> bool {
+    let ip = match local.ip() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    };
+    let with_port = |name: &str| host.strip_prefix(name).is_some_and(|port| port.strip_prefix(':') == Some(&local.port().to_string()));
+    let has_name = |name: &str| with_port(name) || (local.port() == 80 && host == name);
+    has_name(&ip) || (local.ip().is_loopback() && has_name("localhost"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    fn headers(given: &[(&str, &str)]) -> HeaderMap {
+        given.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    fn checked(method: &str, target: &str, given: &[(&str, &str)], local: &str) -> Result<(), Rejection> {
+        check(&method.parse().unwrap(), &target.parse().unwrap(), &headers(given), Some(local.parse().unwrap()))
+    }
+
+    const IPV4: &str = "169.254.170.23:80";
+    const GOOD: &[(&str, &str)] = &[("host", "169.254.170.23"), ("authorization", "a.b.c")];
+
+    #[test]
+    fn the_request_of_an_sdk_is_taken() {
+        assert_eq!(checked("GET", "/v1/credentials", GOOD, IPV4), Ok(()));
+        for (host, local) in [
+            ("169.254.170.23:80", IPV4),
+            ("[fd00:ec2::23]", "[fd00:ec2::23]:80"),
+            ("[fd00:ec2::23]:80", "[fd00:ec2::23]:80"),
+            ("127.0.0.1:8182", "127.0.0.1:8182"),
+            ("localhost:8182", "127.0.0.1:8182"),
+        ] {
+            assert_eq!(checked("GET", "/v1/credentials", &[("host", host)], local), Ok(()), "{host}");
+        }
+        assert_eq!(checked("GET", "http://169.254.170.23/v1/credentials", GOOD, IPV4), Ok(()));
+        assert_eq!(checked("GET", "/v1/credentials", &[("host", "169.254.170.23"), ("content-length", "0")], IPV4), Ok(()));
+    }
+
+    #[test]
+    fn another_host_is_refused() {
+        for (host, local) in [
+            ("attacker.example", IPV4),
+            ("169.254.170.23:8080", IPV4),
+            ("169.254.170.234", IPV4),
+            ("localhost", IPV4),
+            ("[fd00:ec2::23]", IPV4),
+            ("127.0.0.1", "127.0.0.1:8182"),
+            ("127.0.0.1:80", "127.0.0.1:8182"),
+            ("127.0.0.1:08182", "127.0.0.1:8182"),
+        ] {
+            assert_eq!(checked("GET", "/v1/credentials", &[("host", host)], local), Err(Rejection::Host), "{host}");
+        }
+        assert_eq!(check(&Method::GET, &"/v1/credentials".parse().unwrap(), &headers(GOOD), None), Err(Rejection::Host));
+    }
+
+    #[test]
+    fn only_the_exact_form_is_taken() {
+        let with = |name: &'static str, value: &'static str| [GOOD, &[(name, value)]].concat();
+        for (method, target, given, expected) in [
+            ("POST", "/v1/credentials", GOOD.to_vec(), Rejection::Method),
+            ("HEAD", "/v1/credentials", GOOD.to_vec(), Rejection::Method),
+            ("GET", "/v1/credentials/", GOOD.to_vec(), Rejection::Malformed),
+            ("GET", "//v1/credentials", GOOD.to_vec(), Rejection::Malformed),
+            ("GET", "/v1/credentials?a=b", GOOD.to_vec(), Rejection::Malformed),
+            ("GET", "/V1/credentials", GOOD.to_vec(), Rejection::Malformed),
+            ("GET", "/v1/%63redentials", GOOD.to_vec(), Rejection::Malformed),
+            ("GET", "/latest/meta-data/", GOOD.to_vec(), Rejection::Malformed),
+            ("GET", "http://attacker.example/v1/credentials", GOOD.to_vec(), Rejection::Malformed),
+            ("GET", "/v1/credentials", with("transfer-encoding", "chunked"), Rejection::Malformed),
+            ("GET", "/v1/credentials", with("content-length", "1"), Rejection::Malformed),
+            ("GET", "/v1/credentials", with("x-forwarded-for", "10.0.0.1"), Rejection::Forwarded),
+            ("GET", "/v1/credentials", with("forwarded", "for=10.0.0.1"), Rejection::Forwarded),
+            ("GET", "/v1/credentials", with("host", "169.254.170.23"), Rejection::Malformed),
+            ("GET", "/v1/credentials", vec![("authorization", "a.b.c")], Rejection::Malformed),
+        ] {
+            assert_eq!(checked(method, target, &given, IPV4), Err(expected), "{method} {target} {given:?}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_the_only_authorization() {
+        assert_eq!(token(&headers(GOOD)), Some(b"a.b.c".as_slice()));
+        assert_eq!(token(&headers(&[("host", "169.254.170.23")])), None);
+        assert_eq!(token(&headers(&[("authorization", "a"), ("authorization", "b")])), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! Tests of Pod Identity in real network namespaces: pods reach its addresses, and the addresses come, stay and go with the daemon.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use rolegate_lab::daemon::Setup;
+use rolegate_lab::kube::{PodBuilder, PodToken, Resource};
+use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns};
+use rolegate_lab::player::{self, Response};
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, METADATA, PATIENCE, Pod, arn};
+
+const ADDRESSES: [&str; 2] = ["169.254.170.23:80", "[fd00:ec2::23]:80"];
+const OF_NODE: &str = "127.0.0.1:8182";
+
+fn setup(bed: &Bed) -> Setup {
+    bed.setup_with_ip()
+        .argument(format!("--host-ip={NODE_IP6}"))
+        .argument("--redirect=nftables")
+        .argument("--pod-identity")
+        .argument("--backoff-max-elapsed-time=200ms")
+}
+
+/// Issues a token for a pod of the API.
+fn token(bed: &Bed, name: &str) -> String {
+    let stored = bed.api.get(Resource::Pods, Some("team-a"), name).unwrap();
+    bed.api.token_issuer().issue(&PodToken::new("team-a", name, stored["metadata"]["uid"].as_str().unwrap()))
+}
+
+/// Sends a token as an SDK does, from this network namespace.
+fn send(from: &Netns, address: &str, token: &str) -> io::Result<Response> {
+    let to: SocketAddr = address.parse().unwrap();
+    let host = address.strip_suffix(":80").unwrap_or(address);
+    player::request(from.connect(to, PATIENCE)?, "GET", "/v1/credentials", &[("Host", host), ("Authorization", token)])
+}
+
+#[track_caller]
+fn assert_served(bed: &Bed, from: &Netns, address: &str, token: &str, role: &str) {
+    let response = send(from, address, token).unwrap();
+    assert_eq!(response.status, 200, "{address}: {}", response.text());
+    let document: Value = serde_json::from_slice(&response.body).unwrap();
+    bed.assert_issued(document["AccessKeyId"].as_str().unwrap(), role);
+}
+
+/// Adds a pod in the node's network, which has a token.
+fn add_host_network_pod(bed: &Bed, name: &str) -> String {
+    let role = format!("role-of-{name}");
+    bed.add_role(&role);
+    let mut object = PodBuilder::new("team-a", name).annotation("iam.amazonaws.com/role", &arn(&role)).host_network(true).build();
+    let source = json!({ "serviceAccountToken": { "audience": "pods.eks.amazonaws.com", "path": "token" } });
+    object["spec"]["volumes"] = json!([{ "name": "token", "projected": { "sources": [source] } }]);
+    bed.api.apply(Resource::Pods, object);
+    role
+}
+
+/// Returns which of the addresses of Pod Identity the node's loopback interface has.
+fn addresses(bed: &Bed) -> Vec<IpAddr> {
+    let listed: Value = serde_json::from_str(&bed.node.ns().sh("ip -json address show dev lo").unwrap()).unwrap();
+    let all = listed[0]["addr_info"].as_array().unwrap().iter();
+    let mut found: Vec<IpAddr> = all.filter_map(|info| info["local"].as_str()?.parse().ok()).filter(|ip| expected().contains(ip)).collect();
+    found.sort();
+    found
+}
+
+fn expected() -> Vec<IpAddr> {
+    let mut ips: Vec<_> = ADDRESSES.iter().map(|address| address.parse::<SocketAddr>().unwrap().ip()).collect();
+    ips.sort();
+    ips
+}
+
+#[test]
+fn pods_of_both_kinds_get_their_roles_and_stolen_tokens_are_refused() {
+    let Some(bed) = Bed::new() else { return };
+    let pods: [Pod; 2] = [bed.pod("web", "eni"), bed.pod("db", "eni")];
+    let roles = ["agent", "exporter"].map(|name| (name, add_host_network_pod(&bed, name)));
+    let daemon = bed.start(&setup(&bed));
+    for pod in &pods {
+        for address in ADDRESSES {
+            assert_served(&bed, pod, address, &token(&bed, &pod.name), pod.role());
+        }
+    }
+    for (name, role) in &roles {
+        for address in [OF_NODE].iter().chain(&ADDRESSES) {
+            assert_served(&bed, bed.node.ns(), address, &token(&bed, name), role);
+        }
+    }
+    // From another pod, from the node, and from a pod with the token of one in the node's network.
+    for (from, name) in [(pods[1].ns(), "web"), (bed.node.ns(), "web"), (pods[1].ns(), "agent")] {
+        for address in ADDRESSES {
+            assert_eq!(send(from, address, &token(&bed, name)).unwrap().status, 403, "{name}\n{}", daemon.log());
+        }
+    }
+    // The port for pods in the node's network is closed to others.
+    assert!(pods[0].connect(SocketAddr::new(NODE_IP.into(), 8182), PATIENCE).is_err());
+    // The metadata service is served as before, with the same sessions.
+    bed.assert_served(&pods[0], METADATA);
+}
+
+#[test]
+fn the_addresses_are_kept_and_removed() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "eni");
+    assert_eq!(addresses(&bed), Vec::<IpAddr>::new());
+    let daemon = bed.start(&setup(&bed));
+    assert_eq!(addresses(&bed), expected());
+    bed.node.ns().sh("ip address del 169.254.170.23/32 dev lo").unwrap();
+    daemon.wait_for_event("pod-identity-addresses-repaired").unwrap();
+    assert_eq!(addresses(&bed), expected());
+    // Without a daemon, connections are refused at once.
+    drop(daemon);
+    assert_eq!(addresses(&bed), expected());
+    let began = Instant::now();
+    assert_eq!(send(&pod, ADDRESSES[0], "a.b.c").unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert!(began.elapsed() < PATIENCE);
+    // A daemon without the flag removes them.
+    let daemon = bed.start(&bed.setup_with_ip());
+    daemon.wait_for_event("pod-identity-addresses-removed").unwrap();
+    assert_eq!(addresses(&bed), Vec::<IpAddr>::new());
+}
+
+#[test]
+fn an_address_that_another_program_has_is_left_alone() {
+    let Some(bed) = Bed::new() else { return };
+    let script = "ip link add pod-id-link0 type veth peer name pod-id-peer && ip link set pod-id-link0 up && \
+                  ip address add 169.254.170.23/32 dev pod-id-link0";
+    bed.node.ns().sh(script).unwrap();
+    let listener = bed.node.ns().tcp_listener(ADDRESSES[0].parse().unwrap());
+    assert!(listener.is_ok(), "{listener:?}");
+    let error = bed.start_in_vain(&setup(&bed));
+    assert!(error.contains("169.254.170.23"), "{error}");
+    drop(listener);
+    let daemon = bed.start(&setup(&bed));
+    assert_eq!(addresses(&bed), expected().into_iter().filter(IpAddr::is_ipv6).collect::<Vec<_>>());
+    drop(daemon);
+}
