@@ -22,6 +22,7 @@ mod load;
 pub(crate) mod metrics_port;
 mod migrate;
 pub mod own_pod;
+pub(crate) mod pod_identity_render;
 pub(crate) mod probe;
 mod read;
 pub(crate) mod redirect;

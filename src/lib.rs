@@ -74,6 +74,7 @@ pub mod metadata_service;
 pub mod metrics;
 mod migrate;
 pub mod netlink;
+mod pod_identity_render;
 pub mod pods;
 pub mod policy;
 mod probe;
