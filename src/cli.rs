@@ -4,7 +4,7 @@
 //! `redirect status` does so for rules that are as wanted and for others. `probe` ends with 0 where the daemon is as asked, and
 //! with 1 where it is not or does not answer. `check` ends with 0 where nothing failed, with 1 where something did, and with 2 for
 //! wrong usage. `migrate` ends with 0 where it printed manifests, with 1 where there was nothing to migrate, and with 2 for input
-//! that it cannot read and arguments that the daemon would refuse.
+//! that it cannot read and arguments that the daemon would refuse. `pod-identity render` ends with 0, and with 2 for wrong arguments.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -28,6 +28,7 @@ use crate::config::check_command::{CheckCommand, LIST};
 use crate::config::explain_command::{ExplainConfig, Output, POD};
 use crate::config::kiam::{TranslatedArguments, translate};
 use crate::config::metrics_port::FIRST_PROCESS;
+use crate::config::pod_identity_render::{PodIdentityRender, WORKLOAD};
 use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
 use crate::config::refused::RefusedArguments;
@@ -35,6 +36,7 @@ use crate::config::report_command::{ReportConfig, ReportOutput};
 use crate::config::{Config, ConfigWarning, RedirectBackend, flags};
 use crate::explain::{Report, ReportedDecision, render};
 use crate::migrate::{self, MigrateError, Project};
+use crate::pod_identity_render;
 use crate::probe;
 use crate::report::MigrationReport;
 use crate::report::render::{report_csv, report_text};
@@ -54,11 +56,19 @@ const DENIED: u8 = 1;
 const FOUND: u8 = 1;
 /// `explain`, `report` and `redirect status`: the answer is not known.
 const UNKNOWN: u8 = 3;
-/// `migrate`: the input has no DaemonSet of that project.
+/// `migrate`: the input has no DaemonSet of that project, or no role annotation.
 const NOTHING_TO_MIGRATE: u8 = 1;
 
 /// The name of the argument that says whose manifests are read.
 const PROJECT: &str = "PROJECT";
+
+/// `rolegate pod-identity`, and the only thing that it does.
+const POD_IDENTITY: &str = "pod-identity";
+const RENDER: &str = "render";
+
+/// What `migrate` reads besides the manifests of other projects.
+const ANNOTATIONS: &str = "annotations";
+const PROJECTS: [&str; 3] = [Project::NAMES[0].0, Project::NAMES[1].0, ANNOTATIONS];
 
 /// The command line: the flags, for the subcommand `run` and for the program without a subcommand alike.
 pub fn command() -> Command {
@@ -76,6 +86,7 @@ pub fn command() -> Command {
         .subcommand(redirect_command())
         .subcommand(probe_command())
         .subcommand(migrate_command())
+        .subcommand(pod_identity_command())
         // The daemon starts it, nobody else.
         .subcommand(Command::new(helper::SUBCOMMAND).hide(true));
     flags::add_to(program)
@@ -162,21 +173,46 @@ fn probe_command() -> Command {
     flags::add_to_probe(command)
 }
 
+fn pod_identity_command() -> Command {
+    let render = Command::new(RENDER)
+        .about("Print a patch that lets containers of a workload ask --pod-identity for credentials")
+        .long_about(
+            "Prints a patch that lets containers of a workload ask the daemon, with --pod-identity, for credentials: two environment \
+             variables, and a volume with a service account token. Use it with kubectl patch --patch-file or with patches of kustomize, \
+             where the cluster does not add these itself (the component daemonset/pod-identity). Nothing is read from a cluster or changed \
+             in one.",
+        )
+        .after_help("Exit codes: 0 patch printed, 2 wrong arguments.")
+        .max_term_width(120)
+        .arg(Arg::new(WORKLOAD).required(true).help("The workload as KIND/NAME, such as deployment/web"));
+    Command::new(POD_IDENTITY)
+        .about("Prepare workloads for --pod-identity")
+        .max_term_width(120)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(flags::add_to_pod_identity_render(render))
+}
+
 fn migrate_command() -> Command {
     Command::new("migrate")
-        .about("Turn the manifests of kube2iam or kiam into rolegate's, with every difference as a comment")
+        .about("Turn manifests of kube2iam or kiam into rolegate's, or role annotations of pods into those of service accounts")
         .long_about(
             "Reads the manifests of kube2iam or kiam as YAML from standard input, and prints rolegate's: DaemonSet, ServiceAccount, \
              ClusterRole and ClusterRoleBinding, with a comment beside everything that differs. What you must know before the swap is \
              also on standard error. Arguments that the daemon would refuse are not printed. Nothing is read from a cluster or changed \
              in one.\n\n\
-             For kiam, give the manifests of agent and server together.",
+             For kiam, give the manifests of agent and server together.\n\n\
+             With annotations, it reads the workloads and service accounts of a cluster (kubectl get \
+             deploy,sts,ds,job,cronjob,pods,sa --all-namespaces --output json), and prints service accounts that give each workload the role \
+             of its pods' annotation, with the label for the component daemonset/pod-identity. If workloads of one service account have \
+             different roles, or some have none, each role gets a service account of its own, and comments have the commands that change \
+             the workloads.",
         )
         .after_help(
             "Exit codes: 0 manifests printed, 1 nothing to migrate, 2 input that cannot be read or arguments that rolegate refuses.",
         )
         .max_term_width(120)
-        .arg(Arg::new(PROJECT).required(true).value_parser(Project::NAMES.map(|(name, _)| name)).help("Whose manifests they are"))
+        .arg(Arg::new(PROJECT).required(true).value_parser(PROJECTS).help("What is read"))
 }
 
 /// Runs the program.
@@ -215,6 +251,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
         },
         Some(("probe", matches)) => probed(matches, env),
         Some(("migrate", matches)) => migrated(matches),
+        Some((POD_IDENTITY, matches)) => rendered(matches, env),
         _ => run(&matches, env, &arguments, warnings),
     }
 }
@@ -419,18 +456,20 @@ fn probed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCod
 
 fn migrated(matches: &ArgMatches) -> ExitCode {
     let word = matches.get_one::<String>(PROJECT).map_or("", String::as_str);
-    let Some((_, project)) = Project::NAMES.into_iter().find(|(name, _)| *name == word) else { return ExitCode::from(USAGE) };
+    let project = Project::NAMES.into_iter().find(|(name, _)| *name == word).map(|(_, project)| project);
+    let most = if project.is_some() { migrate::MAX_INPUT } else { migrate::MAX_WORKLOADS_INPUT };
     let mut input = Vec::new();
     // One byte more than is taken, so that more is seen.
-    if let Err(error) = std::io::stdin().lock().take(migrate::MAX_INPUT as u64 + 1).read_to_end(&mut input) {
+    if let Err(error) = std::io::stdin().lock().take(most as u64 + 1).read_to_end(&mut input) {
         say(&format!("rolegate: cannot read standard input: {error}"));
         return ExitCode::from(USAGE);
     }
-    let migrated = match migrate::migrate(project, &input) {
+    let migrated = match project.map_or_else(|| migrate::migrate_annotations(&input), |project| migrate::migrate(project, &input)) {
         Ok(migrated) => migrated,
         Err(error) => {
             say(&format!("rolegate: {}", printable(&error.with_advice())));
-            return ExitCode::from(if matches!(error, MigrateError::NothingToMigrate(_)) { NOTHING_TO_MIGRATE } else { USAGE });
+            let is_empty = matches!(error, MigrateError::NothingToMigrate(_) | MigrateError::NoRoles(_));
+            return ExitCode::from(if is_empty { NOTHING_TO_MIGRATE } else { USAGE });
         }
     };
     for warning in &migrated.warnings {
@@ -441,6 +480,24 @@ fn migrated(matches: &ArgMatches) -> ExitCode {
         Err(error) => {
             say(&format!("rolegate: cannot write the manifests: {error}"));
             ExitCode::from(USAGE)
+        }
+    }
+}
+
+fn rendered(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
+    let Some(matches) = matches.subcommand_matches(RENDER) else { return ExitCode::from(USAGE) };
+    let wanted = match PodIdentityRender::from_source(matches, env) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nSee rolegate pod-identity render --help"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    match std::io::stdout().write_all(pod_identity_render::render(&wanted).as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("rolegate: cannot write the patch: {error}"));
+            ExitCode::FAILURE
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) mod metrics_port;
 mod migrate;
 pub mod own_pod;
 pub mod pod_identity;
+pub(crate) mod pod_identity_render;
 pub(crate) mod probe;
 mod read;
 pub(crate) mod redirect;

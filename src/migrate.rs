@@ -1,16 +1,19 @@
 //! `rolegate migrate`: reads the manifests of kube2iam or kiam, and writes rolegate's, with a comment beside everything that
-//! differs. Text in, text out: it asks no cluster.
+//! differs. Text in, text out: it asks no cluster. `rolegate migrate annotations` reads a cluster's workloads, and writes service
+//! accounts with the roles of their pods.
 //!
 //! A manifest is foreign text. Values are quoted by the YAML library, comments hold no control characters, and the output is
 //! read again and compared before it is handed out ([`yaml`]). Arguments go through rolegate's own parser: a list that the
 //! daemon would refuse is not printed.
 
+mod annotations;
 mod container;
 mod daemon;
 mod error;
 mod kiam;
 mod kube2iam;
 mod manifest;
+mod migrated;
 mod rbac;
 mod translation;
 mod variables;
@@ -24,25 +27,15 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use crate::text;
+pub(crate) use annotations::migrate_annotations;
 use daemon::OldDaemon;
 pub(crate) use error::{KiamPart, MigrateError, Project};
 use manifest::ManifestObject;
+use migrated::{MAX_LISTED, Migrated};
 use translation::Translation;
 use variables::Variables;
-pub(crate) use yaml::MAX_INPUT;
 use yaml::NotedDocument;
-
-/// Objects of the input that are named one by one in a comment.
-const MAX_LISTED: usize = 40;
-
-/// What a migration made.
-#[derive(Debug)]
-pub(crate) struct Migrated {
-    /// The manifests.
-    pub yaml: String,
-    /// What the operator must know before the swap. The same is in the comments.
-    pub warnings: Vec<String>,
-}
+pub(crate) use yaml::{MAX_INPUT, MAX_WORKLOADS_INPUT};
 
 /// Returns rolegate's manifests for those of another project.
 pub(crate) fn migrate(project: Project, input: &[u8]) -> Result<Migrated, MigrateError> {

@@ -12,7 +12,9 @@ fn help(path: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command() {
-    for path in [&[][..], &["explain"], &["check"], &["redirect"], &["redirect", "install"], &["probe"], &["migrate"]] {
+    for path in
+        [&[][..], &["explain"], &["check"], &["redirect"], &["redirect", "install"], &["probe"], &["migrate"], &["pod-identity", "render"]]
+    {
         insta::assert_snapshot!(["rolegate"].iter().chain(path).copied().collect::<Vec<_>>().join("_"), help(path));
     }
 }

@@ -7,7 +7,8 @@ mod table;
 
 pub use flag::Flag;
 pub use table::{
-    DEFAULT_EXEMPT, DEFAULT_POD_IDENTITY_ADDRESSES, DEFAULT_POD_IDENTITY_AUDIENCE, GROUPS, OF_CHECK, OF_EXPLAIN, OF_REDIRECT, OF_REPORT,
+    DEFAULT_EXEMPT, DEFAULT_POD_IDENTITY_ADDRESSES, DEFAULT_POD_IDENTITY_AUDIENCE, GROUPS, OF_CHECK, OF_EXPLAIN, OF_POD_IDENTITY_RENDER,
+    OF_REDIRECT, OF_REPORT,
 };
 use table::{REDIRECT, SERVING};
 
@@ -29,7 +30,7 @@ pub fn all() -> impl Iterator<Item = &'static Flag> {
 
 /// The flags of every subcommand.
 pub fn of_all_commands() -> impl Iterator<Item = &'static Flag> {
-    all().chain(OF_EXPLAIN.1).chain(OF_REPORT.1).chain(OF_CHECK.1).chain(OF_REDIRECT.1)
+    all().chain(OF_EXPLAIN.1).chain(OF_REPORT.1).chain(OF_CHECK.1).chain(OF_REDIRECT.1).chain(OF_POD_IDENTITY_RENDER.1)
 }
 
 /// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.
@@ -57,6 +58,11 @@ pub fn add_to_report(command: Command) -> Command {
 pub fn add_to_redirect(command: Command) -> Command {
     let command = add(command, &[OF_REDIRECT, ("Packet rules", REDIRECT)]);
     SERVING.iter().filter(|flag| SHARED_WITH_REDIRECT.contains(&flag.name)).fold(command, |command, flag| command.arg(arg(flag, "Serving")))
+}
+
+/// Adds those of `rolegate pod-identity render`.
+pub fn add_to_pod_identity_render(command: Command) -> Command {
+    add(command, &[OF_POD_IDENTITY_RENDER])
 }
 
 fn add(mut command: Command, groups: &[(&'static str, &'static [Flag])]) -> Command {

@@ -61,7 +61,7 @@ impl<'a> SettingSource<'a> {
         (self.env)(name).filter(|text| !text.is_empty())
     }
 
-    fn flag(name: &str) -> &'static Flag {
+    pub(super) fn flag(name: &str) -> &'static Flag {
         let found = flags::of_all_commands().find(|flag| flag.name == name);
         #[expect(clippy::expect_used, reason = "a start-up invariant: every setting read has its line in the table")]
         found.expect("every setting stands in the table of flags")

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::yaml::{MAX_INPUT, YamlError};
+use super::yaml::{MAX_INPUT, MAX_WORKLOADS_INPUT, YamlError};
 use crate::advice::Advise;
 
 /// The project whose manifests are read.
@@ -36,6 +36,10 @@ pub(crate) enum KiamPart {
 pub(crate) enum MigrateError {
     #[error("the input is larger than {} MiB", MAX_INPUT / 1024 / 1024)]
     TooLarge,
+    #[error("the input is larger than {} MiB", MAX_WORKLOADS_INPUT / 1024 / 1024)]
+    TooMuch,
+    #[error("no workload of the input has a role that its service account can have{}", sentences(.0))]
+    NoRoles(Vec<String>),
     #[error("the input is not UTF-8 text")]
     NotText,
     #[error("cannot read the input as YAML")]
@@ -70,6 +74,11 @@ pub(crate) enum MigrateError {
     Write(#[source] YamlError),
 }
 
+/// Warnings behind a sentence.
+fn sentences(warnings: &[String]) -> String {
+    warnings.iter().map(|warning| format!("; {warning}")).collect()
+}
+
 fn part(part: &KiamPart) -> &'static str {
     match part {
         KiamPart::Agent => "agent",
@@ -81,6 +90,12 @@ impl Advise for MigrateError {
     fn advice(&self) -> Option<Cow<'static, str>> {
         Some(match self {
             Self::TooLarge => "give the manifests of kube2iam or kiam alone".into(),
+            Self::TooMuch => "give one namespace at a time".into(),
+            Self::NoRoles(_) => {
+                "give the workloads and service accounts of a cluster: kubectl get deploy,sts,ds,job,cronjob,pods,sa --all-namespaces \
+                 --output json"
+                    .into()
+            }
             Self::NotText | Self::Yaml(_) | Self::NotAnObject => {
                 "give manifests as \"kubectl get --output yaml\" or \"helm template\" print them; templates must be rendered first".into()
             }

@@ -106,7 +106,7 @@ fn line_ends_and_marks_of_windows_change_nothing() {
 }
 
 /// Puts a text into every value and key of a manifest that is a text.
-fn poisoned(value: &Value, poison: &str, place: &mut usize, wanted: usize) -> Value {
+pub(super) fn poisoned(value: &Value, poison: &str, place: &mut usize, wanted: usize) -> Value {
     match value {
         Value::Object(map) => {
             let mut new = Map::new();

@@ -5,6 +5,8 @@ use serde_json::{Map, Value};
 
 /// The largest input, in bytes.
 pub(crate) const MAX_INPUT: usize = 16 * 1024 * 1024;
+/// The largest list of a cluster's workloads, in bytes.
+pub(crate) const MAX_WORKLOADS_INPUT: usize = 256 * 1024 * 1024;
 /// Columns that comments are wrapped at.
 const WIDTH: usize = 120;
 /// Columns that a comment has at least, however deep it stands.
@@ -125,6 +127,13 @@ impl From<Value> for Noted {
 }
 
 impl YamlNode {
+    /// Adds an entry to a mapping.
+    pub(super) fn push(&mut self, key: &str, value: Value) {
+        if let Self::Map { entries, .. } = self {
+            entries.push((key.to_owned(), value.into()));
+        }
+    }
+
     /// The value without its comments.
     fn plain(&self) -> Value {
         match self {
@@ -255,11 +264,13 @@ fn write_notes(out: &mut String, indent: usize, notes: &[String]) {
     let width = WIDTH.saturating_sub(indent + 2).max(MIN_COMMENT);
     for note in notes {
         let note: String = note.chars().map(|c| if is_shown(c) { c } else { '?' }).collect();
+        // A command is copied as one line.
+        let is_command = note.starts_with("kubectl ");
         // A note of several sentences hangs together: its further lines are indented.
         let mut line = String::new();
         let mut lead = "";
         for word in note.split(' ').filter(|word| !word.is_empty()) {
-            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
+            if !is_command && !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
                 out.push_str(&format!("{}# {lead}{line}\n", " ".repeat(indent)));
                 line.clear();
                 lead = if note.starts_with("- ") { "  " } else { "" };

@@ -318,6 +318,14 @@ const OF_OTHERS: &[&str] = &[
     "output",
     "filename",
     "interactive",
+    "patch-file",
+    "pod-identity",
+    "pod-identity-audience",
+    "pod-identity-host-port",
+    "all-namespaces",
+    // Those of the webhook of EKS.
+    "watch-container-credentials-config",
+    "container-credentials-audience",
     // kiam's.
     "port",
     "host",

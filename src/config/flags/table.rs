@@ -441,6 +441,18 @@ const REPORT: &[Flag] = &[
     value("daemon-selector", "SELECTOR", "app.kubernetes.io/name=rolegate", "With --all-nodes: the label selector of the daemons' pods"),
 ];
 
+/// The flags that only `rolegate pod-identity render` has, with the heading of them.
+pub const OF_POD_IDENTITY_RENDER: (&str, &[Flag]) = ("Only for rolegate pod-identity render", POD_IDENTITY_RENDER);
+
+const POD_IDENTITY_RENDER: &[Flag] = &[
+    list("container", "NAME", "", "Containers that get credentials: a list, or once for each"),
+    list("init-container", "NAME", "", "Init containers that get credentials: a list, or once for each"),
+    switch("host-network", "The pods have hostNetwork: they connect to 127.0.0.1"),
+    value("host-port", "PORT", "8182", "With --host-network: the port to connect to, that of the daemon's --pod-identity-host-port"),
+    switch("ipv6", "The pods have only IPv6 addresses: they connect to fd00:ec2::23"),
+    value("audience", "AUDIENCE", "pods.eks.amazonaws.com", "The audience of the token, that of the daemon's --pod-identity-audience"),
+];
+
 /// The flags that only `rolegate redirect` has, with the heading of them.
 pub const OF_REDIRECT: (&str, &[Flag]) = ("Only for rolegate redirect", OF_REDIRECT_ALONE);
 

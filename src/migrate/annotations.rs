@@ -1,0 +1,176 @@
+//! `rolegate migrate annotations`: role annotations of pods → the same roles on their service accounts.
+//!
+//! Workloads that share a service account and have one role keep their account, which gets the role. If they have different roles, or
+//! some have none, each role gets an account of its own: no pod gets a role that it did not have.
+
+mod accounts;
+mod workloads;
+
+use std::collections::BTreeMap;
+
+use super::error::MigrateError;
+use super::manifest::{self, ManifestObject};
+use super::migrated::{MAX_LISTED, Migrated};
+use super::yaml::{self, MAX_WORKLOADS_INPUT, NotedDocument};
+use crate::text::{self, quoted};
+use accounts::AccountNames;
+use workloads::{Change, DEFAULT, ROLE, Workload, role};
+
+/// The annotation of service accounts that names a role for web identity tokens.
+const EKS_ROLE: &str = "eks.amazonaws.com/role-arn";
+
+/// Returns service accounts that give each workload the role of its pods' annotation.
+pub(crate) fn migrate_annotations(input: &[u8]) -> Result<Migrated, MigrateError> {
+    if input.len() > MAX_WORKLOADS_INPUT {
+        return Err(MigrateError::TooMuch);
+    }
+    let input = str::from_utf8(input).map_err(|_| MigrateError::NotText)?;
+    let objects = manifest::objects(input)?;
+    let mut output =
+        AnnotationsOutput { names: AccountNames::of(&objects), objects: &objects, warnings: Vec::new(), documents: Vec::new() };
+    let mut groups: BTreeMap<(&str, &str), Vec<Workload<'_>>> = BTreeMap::new();
+    for workload in workloads::of(&objects, &mut output.warnings) {
+        groups.entry((workload.namespace, workload.account)).or_default().push(workload);
+    }
+    for ((namespace, account), workloads) in &groups {
+        output.add(namespace, account, workloads);
+    }
+    let header = format!(
+        "Written by \"rolegate migrate annotations\" of rolegate {}. Read every comment. The daemon reads roles of service accounts with \
+         --service-account-roles. The annotations of pods still apply first: remove them when the pods use the accounts below.",
+        env!("CARGO_PKG_VERSION")
+    );
+    match output.documents.first_mut() {
+        Some(first) => first.notes.insert(0, header),
+        None => return Err(MigrateError::NoRoles(output.warnings)),
+    }
+    let yaml = yaml::write(&output.documents).map_err(MigrateError::Write)?;
+    Ok(Migrated { yaml, warnings: output.warnings.iter().map(|warning| text::printable(warning)).collect() })
+}
+
+/// The service accounts while they are made.
+struct AnnotationsOutput<'a> {
+    objects: &'a [ManifestObject],
+    names: AccountNames,
+    warnings: Vec<String>,
+    documents: Vec<NotedDocument>,
+}
+
+impl<'a> AnnotationsOutput<'a> {
+    /// Adds the accounts for the workloads of one account.
+    fn add(&mut self, namespace: &str, account: &str, workloads: &[Workload<'_>]) {
+        let object = self.account(namespace, account);
+        let title = quoted(&format!("{namespace}/{account}"));
+        let annotation = |key| object.and_then(|object| object.metadata("annotations")).and_then(|annotations| annotations.get(key));
+        let Ok(own) = role(annotation(ROLE)) else {
+            self.warnings.push(format!(
+                "service account {title} has a role annotation that is no role: correct it first; its workloads are skipped"
+            ));
+            return;
+        };
+        if own.is_none() && workloads.iter().all(|workload| workload.role.is_none()) {
+            return;
+        }
+        if object.is_none() {
+            self.warnings.push(format!(
+                "service account {title} is not in the input: what it has besides the role is not known; add \"sa\" to the command of kubectl"
+            ));
+        }
+        let mut notes = Vec::new();
+        if annotation(EKS_ROLE).is_some() {
+            self.warnings
+                .push(format!("service account {title} has the annotation {EKS_ROLE}: where a webhook reads it, SDKs use that role first"));
+            notes.push(format!("It has the annotation {EKS_ROLE}: where a webhook reads it, SDKs use that role first."));
+        }
+        // Without an annotation, the pods have the role of their account already.
+        let mut roles: BTreeMap<Option<&str>, Vec<&Workload<'_>>> = BTreeMap::new();
+        for workload in workloads {
+            roles.entry(workload.role.or(own)).or_default().push(workload);
+        }
+        let is_shared = roles.len() > 1 || (account == DEFAULT && own.is_none());
+        let without = roles.remove(&None).unwrap_or_default();
+        for (role, workloads) in roles {
+            let Some(role) = role else { continue };
+            if !is_shared || own == Some(role) {
+                let mut notes = std::mem::take(&mut notes);
+                notes.insert(0, format!("The workloads of this account that have the role {}:", quoted(role)));
+                notes.splice(1..1, listed(&workloads));
+                self.describe(&workloads, &mut notes);
+                self.documents.push(accounts::document(namespace, account, role, object, notes));
+            } else {
+                self.separate(namespace, account, role, &workloads, &without);
+            }
+        }
+    }
+
+    /// Adds an account for one role of several.
+    fn separate(&mut self, namespace: &str, account: &str, role: &str, workloads: &[&Workload<'_>], without: &[&Workload<'_>]) {
+        let name = self.names.suggest(namespace, account, role);
+        let title = quoted(&format!("{namespace}/{account}"));
+        let why = if account == DEFAULT {
+            "which every pod of the namespace has that names no other"
+        } else if without.is_empty() {
+            "whose workloads have different roles"
+        } else {
+            "which workloads without a role have, too"
+        };
+        let mut notes = vec![format!("A new account in place of {title}, {why}. For the role {}:", quoted(role))];
+        notes.extend(listed(workloads));
+        notes.push(format!("Grant it the permissions in Kubernetes that {title} has and these workloads need (RoleBindings). Then change the workloads, here and in their manifests:"));
+        for workload in workloads {
+            notes.push(match workload.change {
+                Change::Patch(_) => workload.command(&name),
+                Change::Recreate => format!("- {}: create it again, with serviceAccountName: {name}", workload.title()),
+                Change::Owner => format!("- {}: set serviceAccountName: {name} in its pod template", workload.title()),
+            });
+        }
+        self.describe(workloads, &mut notes);
+        self.warnings.push(format!(
+            "service account {title}: the new account {} is for {} with the role {}; the commands are in the comments",
+            quoted(&name),
+            count(workloads.len()),
+            quoted(role)
+        ));
+        let document = accounts::document(namespace, &name, role, None, notes);
+        let document = accounts::with_settings_of(document, self.account(namespace, account));
+        self.documents.push(document);
+    }
+
+    /// Says what does not move with the role.
+    fn describe(&mut self, workloads: &[&Workload<'_>], notes: &mut Vec<String>) {
+        for workload in workloads {
+            for annotation in workload.staying() {
+                let note =
+                    format!("{} keeps the annotation {annotation} on its pods: service accounts have no such annotation", workload.title());
+                self.warnings.push(note.clone());
+                notes.push(note);
+            }
+            if workload.host_network {
+                let note = format!("{} has hostNetwork: its pods ask on 127.0.0.1 (--pod-identity-host-port)", workload.title());
+                self.warnings.push(note.clone());
+                notes.push(note);
+            }
+        }
+    }
+
+    fn account(&self, namespace: &str, name: &str) -> Option<&'a ManifestObject> {
+        self.objects
+            .iter()
+            .find(|object| object.kind() == "ServiceAccount" && object.name() == name && workloads::namespace(object) == namespace)
+    }
+}
+
+fn listed(workloads: &[&Workload<'_>]) -> Vec<String> {
+    let mut lines: Vec<String> = workloads.iter().take(MAX_LISTED).map(|workload| format!("- {}", workload.title())).collect();
+    if let Some(more) = workloads.len().checked_sub(MAX_LISTED).filter(|more| *more > 0) {
+        lines.push(format!("- and {more} more"));
+    }
+    lines
+}
+
+fn count(workloads: usize) -> String {
+    if workloads == 1 { "1 workload".to_owned() } else { format!("{workloads} workloads") }
+}
+
+#[cfg(test)]
+mod tests;
