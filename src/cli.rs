@@ -179,7 +179,7 @@ fn pod_identity_command() -> Command {
         .long_about(
             "Prints a patch that lets containers of a workload ask the daemon, with --pod-identity, for credentials: two environment \
              variables, and a volume with a service account token. Use it with kubectl patch --patch-file or with patches of kustomize, \
-             where the cluster does not add these itself (the component daemonset/pod-identity). Nothing is read from a cluster or changed \
+             where the cluster does not add these itself (the component daemonset/pod-identity-injection). Nothing is read from a cluster or changed \
              in one.",
         )
         .after_help("Exit codes: 0 patch printed, 2 wrong arguments.")
@@ -204,7 +204,7 @@ fn migrate_command() -> Command {
              For kiam, give the manifests of agent and server together.\n\n\
              With annotations, it reads the workloads and service accounts of a cluster (kubectl get \
              deploy,sts,ds,job,cronjob,pods,sa --all-namespaces --output json), and prints service accounts that give each workload the role \
-             of its pods' annotation, with the label for the component daemonset/pod-identity. If workloads of one service account have \
+             of its pods' annotation, with the label for the component daemonset/pod-identity-injection. If workloads of one service account have \
              different roles, or some have none, each role gets a service account of its own, and comments have the commands that change \
              the workloads.",
         )

@@ -1,7 +1,7 @@
 //! `rolegate pod-identity render`: a patch that gives containers of a workload what AWS SDKs need to ask for credentials by the protocol
 //! of EKS Pod Identity. Text out: it asks no cluster.
 //!
-//! Names and paths are those that EKS uses. The admission policy in `daemonset/pod-identity/` adds the same to pods.
+//! Names and paths are those that EKS uses. The admission policy in `daemonset/pod-identity-injection/` adds the same to pods.
 
 use crate::config::pod_identity_render::PodIdentityRender;
 

@@ -108,7 +108,7 @@ fn no_audience_becomes_a_line() {
 /// The admission policy and this command do the same.
 #[test]
 fn the_admission_policy_has_the_same_values() {
-    let policy = include_str!("../../daemonset/pod-identity/policy.yaml");
+    let policy = include_str!("../../daemonset/pod-identity-injection/policy.yaml");
     for text in [
         format!("'http://{IPV4}{CREDENTIALS}'"),
         format!("'http://127.0.0.1:8182{CREDENTIALS}'"),

@@ -433,7 +433,7 @@ fn the_daemon_starts_with_the_arguments_of_the_manifests() {
         "the default without a manifest is unchanged"
     );
     let mut all = base;
-    for component in ["surge", "startup-taint", "self-test"] {
+    for component in ["surge", "startup-taint", "self-test", "pod-identity"] {
         all.extend(arguments_of(&read(&format!("daemonset/{component}/daemonset.yaml"))));
         configured(&all);
     }

@@ -50,7 +50,7 @@ fn a_cluster() {
 /// The admission policy reads this label.
 #[test]
 fn the_label_is_that_of_the_admission_policy() {
-    assert!(include_str!("../../../daemonset/pod-identity/policy.yaml").contains(&format!("        {LABEL}: \"true\"\n")));
+    assert!(include_str!("../../../daemonset/pod-identity-injection/policy.yaml").contains(&format!("        {LABEL}: \"true\"\n")));
 }
 
 #[test]
