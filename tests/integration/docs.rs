@@ -73,7 +73,8 @@ fn flags_in(text: &str) -> BTreeSet<String> {
     let is_of_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     let mut found = BTreeSet::new();
     for (at, _) in text.match_indices("--") {
-        let name: String = text[at + 2..].chars().take_while(|c| c.is_ascii_lowercase() || matches!(c, '-')).collect();
+        let name: String =
+            text[at + 2..].chars().take_while(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-')).collect();
         if !text[..at].ends_with(is_of_word) && name.starts_with(|c: char| c.is_ascii_lowercase()) {
             found.insert(name.trim_end_matches('-').to_owned());
         }
@@ -102,7 +103,7 @@ fn every_flag_is_documented_correctly() {
     };
     let real = flags::GROUPS
         .iter()
-        .chain([&flags::OF_EXPLAIN, &flags::OF_REPORT, &flags::OF_CHECK, &flags::OF_REDIRECT])
+        .chain([&flags::OF_EXPLAIN, &flags::OF_REPORT, &flags::OF_CHECK, &flags::OF_REDIRECT, &flags::OF_POD_IDENTITY_RENDER])
         .flat_map(|(group, flags)| flags.iter().map(move |flag| row(group, flag)))
         .collect();
     same("docs/flags.md", &documented, &real);
@@ -319,9 +320,6 @@ const OF_OTHERS: &[&str] = &[
     "filename",
     "interactive",
     "patch-file",
-    "pod-identity",
-    "pod-identity-audience",
-    "pod-identity-host-port",
     "all-namespaces",
     // Those of the webhook of EKS.
     "watch-container-credentials-config",
