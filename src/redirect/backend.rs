@@ -9,6 +9,7 @@ use super::changes::Changes;
 use super::conntrack;
 use super::iptables::Iptables;
 use super::nftables::{self, Nftables};
+use super::notifications::Watched;
 use super::observed::ObservedRules;
 use super::ownership::Ownership;
 use super::reconcile::ReconcilerEnvironment;
@@ -171,15 +172,7 @@ pub struct System {
 impl System {
     /// Opens what is available on this node, and logs what is not.
     pub fn open(turn: Option<Arc<Ownership>>) -> Self {
-        let changes = Changes::open()
-            .inspect_err(|error| {
-                warn!(
-                    event = "rule-notifications-unavailable", %error,
-                    "cannot subscribe to changes of packet rules; comparing the rules at each --redirect-interval only"
-                )
-            })
-            .ok();
-        Self { changes, turn }
+        Self { changes: Watched::PacketRules.subscribed(Changes::open()), turn }
     }
 }
 
@@ -191,10 +184,7 @@ impl ReconcilerEnvironment for System {
                 match open.changed().await {
                     Ok(()) => return,
                     Err(error) => {
-                        warn!(
-                            event = "rule-notifications-failed", %error,
-                            "the subscription to changes of packet rules failed; comparing the rules at each --redirect-interval only"
-                        );
+                        Watched::PacketRules.lost(&error);
                         *changes = None;
                     }
                 }
