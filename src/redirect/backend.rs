@@ -13,7 +13,7 @@ use super::notifications::Watched;
 use super::observed::ObservedRules;
 use super::ownership::Ownership;
 use super::reconcile::ReconcilerEnvironment;
-use super::rules::{RuleSet, Targets};
+use super::rules::{DirectConnections, RuleSet, Targets};
 use super::{Backend, RedirectError};
 use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, RedirectBackend};
@@ -102,7 +102,7 @@ impl SelectedBackend {
 fn sample(interfaces: &[InterfaceMatch]) -> RuleSet {
     let ipv4 = Some(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1));
     let ipv6 = Some(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0));
-    RuleSet { interfaces: interfaces.to_vec(), targets: Some(Targets { ipv4, ipv6, refuse_direct: true }) }
+    RuleSet { interfaces: interfaces.to_vec(), targets: Some(Targets { ipv4, ipv6, direct: DirectConnections::Dropped }) }
 }
 
 impl Backend for SelectedBackend {
