@@ -439,13 +439,13 @@ pub struct BpfConfig {
     pub pins: PathBuf,
     /// The interfaces that get the exit guard; without any, those through which packets can leave.
     pub interfaces: Vec<InterfaceMatch>,
-    /// Whether pods in the node's network reach the real metadata service.
-    pub pass_host_network: bool,
+    /// What happens to the requests of pods in the node's network.
+    pub host_network_pods: HostNetworkMode,
 }
 
 impl Default for BpfConfig {
     fn default() -> Self {
-        Self { cgroup: None, pins: PathBuf::from(DEFAULT_BPF_PINS), interfaces: Vec::new(), pass_host_network: true }
+        Self { cgroup: None, pins: PathBuf::from(DEFAULT_BPF_PINS), interfaces: Vec::new(), host_network_pods: HostNetworkMode::Ignore }
     }
 }
 

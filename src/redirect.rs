@@ -18,6 +18,7 @@ pub mod foreign;
 pub mod iptables;
 pub mod legacy_rules;
 pub mod nftables;
+mod notifications;
 pub mod observed;
 pub mod ownership;
 pub mod program;

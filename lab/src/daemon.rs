@@ -19,6 +19,9 @@ use crate::sts;
 
 /// The time that any step may take before it counts as failed.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// A directory of the pins of BPF programs that is in no BPF file system, so that nothing is attached with `--redirect=auto`, and no test
+/// meets the pins of another one. Tests of BPF programs have a file system of their own.
+pub const NO_PINS: &str = "/nonexistent/rolegate";
 /// The interval at which a condition is checked again.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -57,6 +60,7 @@ impl Setup {
         };
         setup
             .env("ROLEGATE_LOG_FORMAT", "json")
+            .env("ROLEGATE_BPF_PINS", NO_PINS)
             .env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin")
             .env("AWS_REGION", "eu-central-1")
             .env("AWS_ACCESS_KEY_ID", sts::NODE_ACCESS_KEY_ID)

@@ -13,6 +13,7 @@ use crate::readiness::Readiness;
 use crate::redirect::bpf::keeper::{Keeper, KeeperEnvironment};
 use crate::redirect::bpf::{Scope, is_of_guard, pinned, remove_all_but_guard, remove_pins};
 use crate::redirect::ownership::Ownership;
+use crate::redirect::rules::DirectConnections;
 
 /// Returns which programs are wanted.
 pub(super) const fn scope(backend: RedirectBackend) -> Option<Scope> {
@@ -23,10 +24,14 @@ pub(super) const fn scope(backend: RedirectBackend) -> Option<Scope> {
     }
 }
 
-/// Returns whether the programs redirect connections. Redirected connections arrive at the app port without NAT, so no packet rule may
-/// drop such connections. The server recognizes them by their records, and closes all others.
-pub(super) fn redirect(backend: RedirectBackend) -> bool {
-    scope(backend) == Some(Scope::All)
+/// Returns what packet rules do with connections straight to the app port. Connections that the programs redirect arrive there without
+/// NAT, so they must reach the daemon. The server recognizes them by their records, and closes all others.
+pub(super) fn direct_connections(backend: RedirectBackend, refuse_direct: bool) -> DirectConnections {
+    match (scope(backend), refuse_direct) {
+        (Some(Scope::All), _) => DirectConnections::Kept,
+        (_, true) => DirectConnections::Dropped,
+        (_, false) => DirectConnections::Accepted,
+    }
 }
 
 /// Attaches the programs that the configuration wants. The exit guard of `auto` is optional: if it cannot be attached, the daemon logs

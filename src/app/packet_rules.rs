@@ -34,7 +34,7 @@ use crate::redirect::ownership::Ownership;
 use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::routing::keeper::{RoutingKeeper, withdraw};
 use crate::redirect::routing::node as routing_rules;
-use crate::redirect::rules::{RuleSet, Targets};
+use crate::redirect::rules::{DirectConnections, RuleSet, Targets};
 use crate::redirect::{self, Backend as _};
 use crate::self_test::{ExpectedRules, Probes};
 
@@ -50,7 +50,7 @@ pub(super) struct PacketRules {
     turn: Option<Arc<Ownership>>,
     reconciler: Reconciler<SelectedBackend, System>,
     routing: Option<RoutingKeeper>,
-    refuse_direct: bool,
+    direct: DirectConnections,
     bpf: Option<Keeper>,
 }
 
@@ -59,6 +59,8 @@ pub(super) struct PacketRules {
 pub(super) struct Keepers {
     pub(super) rules: Reconciler<SelectedBackend, System>,
     pub(super) bpf: Option<Keeper>,
+    /// The addresses to which connections must not be redirected by others.
+    pub(super) kept: Vec<SocketAddr>,
 }
 
 /// What removes the rules at the daemon's end.
@@ -101,12 +103,12 @@ impl PacketRules {
             .ok()
             .map(Arc::new);
         let backend = Arc::new(SelectedBackend::choose(redirect.backend, &redirect.interfaces).await?);
-        let refuse_direct = !accept_direct && !bpf_programs::redirect(redirect.backend);
-        let like = Like { interfaces: redirect.interfaces.clone(), refuse_direct, interval: redirect.interval };
+        let direct = bpf_programs::direct_connections(redirect.backend, !accept_direct);
+        let like = Like { interfaces: redirect.interfaces.clone(), direct, interval: redirect.interval };
         let system = System::open(turn.clone());
         let mut reconciler = Reconciler::new(backend.clone(), system, like, metrics.clone(), readiness.clone());
         reconciler.guard().await.context("cannot install the guard, which keeps pods from the real metadata service")?;
-        Ok(Some(Self { backend, turn, reconciler, routing, refuse_direct, bpf: None }))
+        Ok(Some(Self { backend, turn, reconciler, routing, direct, bpf: None }))
     }
 
     /// Returns what keeps the routing rules, the first time.
@@ -173,12 +175,18 @@ impl PacketRules {
         let targets = Targets {
             ipv4: found.ipv4.map(|ip| SocketAddrV4::new(ip, bound.port())),
             ipv6: found.ipv6.map(|ip| SocketAddrV6::new(ip, bound.port(), 0, 0)),
-            refuse_direct: self.refuse_direct,
+            direct: self.direct,
         };
-        if let Some(bpf) = &mut self.bpf {
-            bpf.redirect(found.ipv4, found.ipv6, bound.port())?;
+        let rules = RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) };
+        let kept = foreign::kept_addresses(&rules);
+        match &mut self.bpf {
+            Some(bpf) => {
+                bpf.keep_during(self.reconciler.place(rules)).await;
+                // After the rules, which keep other programs from redirecting these connections.
+                bpf.redirect(found.ipv4, found.ipv6, bound.port())?;
+            }
+            None => self.reconciler.place(rules).await,
         }
-        self.reconciler.place(RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) }).await;
         probes.set_wanted(ExpectedRules { ipv4: targets.ipv4.is_some(), ipv6: targets.ipv6.is_some() });
         step.done();
         let removed = self.backend.tidy().await;
@@ -191,7 +199,7 @@ impl PacketRules {
         }
         bpf_programs::remove_unwanted(redirect, self.bpf.as_ref());
         name_legacy_rules().await;
-        Ok(Keepers { rules: self.reconciler, bpf: self.bpf })
+        Ok(Keepers { rules: self.reconciler, bpf: self.bpf, kept })
     }
 }
 
@@ -224,26 +232,51 @@ async fn name_legacy_rules() {
     }
 }
 
-/// Searches for redirects of the node's own metadata requests by other programs, and logs what it finds.
-pub(super) async fn follow_foreign_redirects(metrics: Metrics) {
-    let mut logged = Changes::default();
+/// Searches for redirects by other programs of the node's own metadata requests and of connections to the `kept` addresses, and logs
+/// what it finds.
+pub(super) async fn follow_foreign_redirects(metrics: Metrics, kept: Vec<SocketAddr>) {
+    let (mut own_requests, mut to_daemon) = (Changes::default(), Changes::default());
     loop {
-        let found = foreign::find().await;
-        metrics.foreign_redirects(found.len());
-        if found.is_empty() {
-            if logged.forget().is_some() {
-                info!(event = "own-requests-free", "no other program redirects the node's own metadata requests any more");
-            }
-        } else if logged.is_new(found.clone()) {
-            error!(
-                event = "own-requests-redirected",
-                redirects = found.join("; "),
-                "another program redirects the node's own metadata requests, which is an attack or a mistake: whoever answers them chooses \
-                 the node's credentials; rolegate's pin comes before packet rules of other programs, with --redirect=nftables before \
-                 all of them; delete the Service whose external IP is the metadata address, or whatever else redirects these requests"
-            );
-        }
+        let found = foreign::find(&kept).await;
+        metrics.foreign_redirects(found.count());
+        log_of_own_requests(&mut own_requests, found.own_requests);
+        log_to_daemon(&mut to_daemon, found.to_daemon);
         tokio::time::sleep(SEARCH_AGAIN).await;
+    }
+}
+
+fn log_to_daemon(logged: &mut Changes<Vec<String>>, found: Vec<String>) {
+    let redirects = found.join("; ");
+    if found.is_empty() {
+        if logged.forget().is_some() {
+            info!(event = "daemon-connections-free", "no other program redirects connections to the daemon's address and port any more");
+        }
+    } else if logged.is_new(found) {
+        error!(
+            event = "daemon-connections-redirected",
+            redirects,
+            "another program redirects connections to the daemon's address and port, which is an attack or a mistake: whoever answers \
+             pods' metadata requests chooses their credentials; rolegate's rules come before packet rules of other programs, with \
+             nftables before all of them; delete the Service with the node's address and the app port, or whatever else redirects these \
+             connections"
+        );
+    }
+}
+
+fn log_of_own_requests(logged: &mut Changes<Vec<String>>, found: Vec<String>) {
+    let redirects = found.join("; ");
+    if found.is_empty() {
+        if logged.forget().is_some() {
+            info!(event = "own-requests-free", "no other program redirects the node's own metadata requests any more");
+        }
+    } else if logged.is_new(found) {
+        error!(
+            event = "own-requests-redirected",
+            redirects,
+            "another program redirects the node's own metadata requests, which is an attack or a mistake: whoever answers them chooses \
+             the node's credentials; rolegate's pin comes before packet rules of other programs, with --redirect=nftables before \
+             all of them; delete the Service whose external IP is the metadata address, or whatever else redirects these requests"
+        );
     }
 }
 

@@ -19,7 +19,7 @@ use crate::redirect::bpf::{Scope, check_file_system, pinned, remove_pins};
 use crate::redirect::observed::ObservedRules;
 use crate::redirect::program::LOCK_WAIT;
 use crate::redirect::routing::{self as routing_rules, RoutingError, node as routing};
-use crate::redirect::rules::{RuleSet, Targets};
+use crate::redirect::rules::{DirectConnections, RuleSet, Targets};
 use crate::redirect::status::{NodeObservation, RoutingObservation, StatusReport, tell};
 use crate::redirect::{self, Backend as _, RedirectError, conntrack, foreign, legacy_rules, nftables, ownership};
 
@@ -57,12 +57,12 @@ fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
         )
     })?;
     let ipv6 = ipv6.map(|ip| SocketAddrV6::new(ip, command.port, 0, 0));
-    let targets = Targets { ipv4: Some(SocketAddrV4::new(ipv4, command.port)), ipv6, refuse_direct: refuses_direct(command) };
+    let targets = Targets { ipv4: Some(SocketAddrV4::new(ipv4, command.port)), ipv6, direct: direct_connections(command) };
     Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
 }
 
-fn refuses_direct(command: &RedirectCommand) -> bool {
-    command.refuse_direct && !bpf_programs::redirect(command.redirect.backend)
+fn direct_connections(command: &RedirectCommand) -> DirectConnections {
+    bpf_programs::direct_connections(command.redirect.backend, command.refuse_direct)
 }
 
 async fn choose(command: &RedirectCommand) -> Result<SelectedBackend, RedirectError> {
@@ -259,6 +259,7 @@ pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSe
     }
     let wanted = wanted_as_it_is(command, &observed);
     let differences = looked_at.differences(&wanted).await?;
+    let kept = foreign::kept_addresses(&wanted);
     let legacy_rules = legacy_rules::find()
         .await
         .map(|all| all.into_iter().map(|left| format!("{}: -A PREROUTING {}", left.program, left.rule)).collect());
@@ -268,7 +269,7 @@ pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSe
         differences,
         elsewhere,
         legacy_rules: legacy_rules.map_err(|error| chain(&error)),
-        foreign: foreign::find().await,
+        foreign: foreign::find(&kept).await,
         routing: observe_routing(command.redirect.routing_rules).await,
         addresses: redirect::interface_addresses(),
         daemon: ownership::any().ok(),
@@ -325,7 +326,7 @@ fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleS
     if let Ok(rules) = wanted(command) {
         return rules;
     }
-    let targets = observed.as_targets(refuses_direct(command)).map(|mut targets| {
+    let targets = observed.as_targets(direct_connections(command)).map(|mut targets| {
         targets.ipv4.iter_mut().for_each(|ipv4| ipv4.set_port(command.port));
         targets.ipv6.iter_mut().for_each(|ipv6| ipv6.set_port(command.port));
         targets

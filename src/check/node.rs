@@ -63,8 +63,21 @@ pub(crate) fn leftovers(found: &Result<Vec<String>, String>) -> Vec<CheckItem> {
     }
 }
 
+/// Returns a check for each redirect of connections to the daemon by another program.
+pub(crate) fn redirects_of_daemon_connections(found: &[String]) -> Vec<CheckItem> {
+    if found.is_empty() {
+        return vec![SECTION.ok("daemon-connections", "no other program redirects connections to the daemon's address and port")];
+    }
+    let warning = |redirect: &String| {
+        SECTION
+            .warning("daemon-connections", format!("another program redirects connections to the daemon's address and port: {redirect}"))
+            .advise("delete the Service with the node's address and the app port, or what else made this; or choose another --app-port")
+    };
+    found.iter().map(warning).collect()
+}
+
 /// Returns a check for each redirect of the node's own metadata requests by another program.
-pub(crate) fn foreign_redirects(found: &[String]) -> Vec<CheckItem> {
+pub(crate) fn redirects_of_own_requests(found: &[String]) -> Vec<CheckItem> {
     if found.is_empty() {
         return vec![SECTION.ok("own-requests", "no other program redirects the node's own metadata requests")];
     }
@@ -142,10 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn each_redirect_of_own_requests_has_its_own_line() {
-        assert_eq!(foreign_redirects(&[])[0].status, CheckStatus::Ok);
-        let found = foreign_redirects(&["a".to_owned(), "b".to_owned()]);
-        assert_eq!(found.iter().map(|item| item.status).collect::<Vec<_>>(), [CheckStatus::Warning; 2]);
+    fn each_redirect_by_another_program_has_its_own_line() {
+        for checks in [redirects_of_own_requests, redirects_of_daemon_connections] {
+            assert_eq!(checks(&[])[0].status, CheckStatus::Ok);
+            let found = checks(&["a".to_owned(), "b".to_owned()]);
+            assert_eq!(found.iter().map(|item| item.status).collect::<Vec<_>>(), [CheckStatus::Warning; 2]);
+        }
     }
 
     #[test]

@@ -6,14 +6,14 @@ mod flag;
 mod table;
 
 pub use flag::Flag;
+use table::REDIRECT;
 pub use table::{
     DEFAULT_EXEMPT, DEFAULT_POD_IDENTITY_ADDRESSES, DEFAULT_POD_IDENTITY_AUDIENCE, GROUPS, OF_CHECK, OF_EXPLAIN, OF_POD_IDENTITY_RENDER,
     OF_REDIRECT, OF_REPORT,
 };
-use table::{REDIRECT, SERVING};
 
 /// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.
-const SHARED_WITH_REDIRECT: &[&str] = &["app-port", "accept-direct-connections"];
+const SHARED_WITH_REDIRECT: &[&str] = &["app-port", "accept-direct-connections", "host-network-pods"];
 
 /// Flags that `rolegate report` shares with the daemon and with `rolegate explain`.
 const SHARED_WITH_REPORT: &[&str] = &["admin-url", "metrics-port", "kubeconfig", "api-server", "api-token", "insecure"];
@@ -57,7 +57,8 @@ pub fn add_to_report(command: Command) -> Command {
 /// Adds those of `rolegate redirect`, and those of the daemon that it reads.
 pub fn add_to_redirect(command: Command) -> Command {
     let command = add(command, &[OF_REDIRECT, ("Packet rules", REDIRECT)]);
-    SERVING.iter().filter(|flag| SHARED_WITH_REDIRECT.contains(&flag.name)).fold(command, |command, flag| command.arg(arg(flag, "Serving")))
+    let shared = all().filter(|flag| SHARED_WITH_REDIRECT.contains(&flag.name));
+    shared.fold(command, |command, flag| command.arg(arg(flag, "Serving")))
 }
 
 /// Adds those of `rolegate pod-identity render`.

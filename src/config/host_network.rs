@@ -37,6 +37,12 @@ impl HostNetworkMode {
             Self::Serve => "serve",
         }
     }
+
+    /// Reads `--host-network-pods`.
+    pub(super) fn read(source: &mut SettingSource<'_>) -> Self {
+        let modes = [Self::Ignore, Self::Deny, Self::Serve].map(|mode| (mode.name(), mode));
+        source.choice("host-network-pods", &modes, Self::default())
+    }
 }
 
 /// An item of `--host-network-exempt`.
@@ -77,10 +83,8 @@ impl std::fmt::Display for ExemptPods {
 }
 
 impl HostNetworkConfig {
-    /// Reads `--host-network-pods` and `--host-network-exempt`.
-    pub(super) fn read(source: &mut SettingSource<'_>) -> Self {
-        let modes = [HostNetworkMode::Ignore, HostNetworkMode::Deny, HostNetworkMode::Serve].map(|mode| (mode.name(), mode));
-        let pods = source.choice("host-network-pods", &modes, HostNetworkMode::Ignore);
+    /// Reads `--host-network-exempt`.
+    pub(super) fn read(source: &mut SettingSource<'_>, pods: HostNetworkMode) -> Self {
         // An empty list exempts no pod but the daemon's own.
         let items = match source.is_given("host-network-exempt") {
             true => source.list("host-network-exempt"),

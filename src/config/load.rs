@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::source::SettingSource;
-use super::{AwsConfig, Config, ConfigError, HostNetworkMode, PodIdentityConfig, RedirectBackend, Restrictions, flags, migrate, read};
+use super::{AwsConfig, Config, ConfigError, PodIdentityConfig, RedirectBackend, Restrictions, flags, migrate, read};
 
 impl Config {
     /// The configuration that flags and environment give.
@@ -35,9 +35,6 @@ impl Config {
             warnings: Vec::new(),
         };
         let mut config = migrate::open(config, source);
-        if config.redirect.backend == RedirectBackend::Bpf {
-            config.redirect.bpf.pass_host_network = config.pods.host_network.pods == HostNetworkMode::Ignore;
-        }
         if let Some(port) = read::moved_metrics_port(config.server.port, config.admin.port) {
             source.warn(
                 "metrics-port-moved",

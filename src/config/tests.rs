@@ -85,7 +85,9 @@ const CASES: &[Case] = &[
     ("cni-results", "/var/lib/cni/results", &[], |config| config.pods.cni_results == Some("/var/lib/cni/results".into())),
     ("events", "false", &[], |config| !config.pods.events),
     ("startup-taint", "example.com/rolegate", &[], |config| config.pods.startup_taint.as_deref() == Some("example.com/rolegate")),
-    ("host-network-pods", "serve", &[], |config| config.pods.host_network.pods == HostNetworkMode::Serve),
+    ("host-network-pods", "serve", &[], |config| {
+        config.pods.host_network.pods == HostNetworkMode::Serve && config.redirect.bpf.host_network_pods == HostNetworkMode::Serve
+    }),
     ("host-network-exempt", "static-pods,team/*,kube-system/aws-node", &[], |config| {
         let items: Vec<_> = config.pods.host_network.exempt.iter().map(ToString::to_string).collect();
         items == ["static-pods", "team/*", "kube-system/aws-node"]
@@ -660,6 +662,9 @@ fn the_rules_by_hand_are_told_by_the_daemons_flags() {
     assert_eq!((of_container.redirect.backend, of_container.port), (RedirectBackend::Nftables, 1234));
     assert_eq!(of_container.redirect.host_ips, ips(&["10.0.0.1"]));
     assert!(of_container.guard && !of_container.refuse_direct);
+    let mode = |arguments: &[&str]| redirect_command(Action::Install, arguments, &[]).unwrap().redirect.bpf.host_network_pods;
+    assert_eq!(mode(&["--redirect=bpf"]), HostNetworkMode::Ignore);
+    assert_eq!(mode(&["--redirect=bpf", "--host-network-pods=deny"]), HostNetworkMode::Deny);
     assert!(redirect_command(Action::Remove, &["--peers"], &[]).unwrap().peers);
     assert!(redirect_command(Action::Remove, &["--force"], &[]).unwrap().force);
     for (action, arguments, told) in [

@@ -117,9 +117,9 @@ descriptions! {
     REDIRECT_CHECK_FAILURES = "counter" "rolegate_redirect_check_failures_total" []
         "Failed checks of the packet rules and routing rules, after which their state is unknown.";
     FOREIGN_REDIRECTS = "gauge" "rolegate_foreign_redirects" []
-        "Redirects of the node's own metadata requests by other programs, found by the last search.";
+        "Redirects by other programs, of the node's own metadata requests or of connections to the daemon, found by the last search.";
     REDIRECT_FORGOTTEN = "counter" "rolegate_redirect_forgotten_connections_total" []
-        "Connections of pods to the real metadata service that were older than the packet rules and were ended.";
+        "Connections that were older than the packet rules, led elsewhere than to the daemon, and were ended.";
     ACCOUNT_CONTRADICTED = "gauge" "rolegate_account_contradicted" []
         "1 while STS and the metadata service contradict each other about the AWS account of this node, else 0.";
     CNI_RESULTS = "gauge" "rolegate_cni_result_files" ["state"]

@@ -255,6 +255,9 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         );
         return None;
     }
+    // Everybody who creates a pod writes its annotations. The kubelet makes its node the owner of the objects of static pods.
+    let is_of_node = metadata.owner.as_ref().is_some_and(|owner| owner.is_a_node() && &*owner.name == node);
+    let static_uid = metadata.take_annotation(MIRROR_KEY, MAX_MIRROR).filter(|uid| is_of_node && is_static_uid(uid));
     let pod = Pod {
         uid: PodUid(uid.into()),
         namespace: metadata.namespace.take().unwrap_or_default(),
@@ -271,7 +274,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         sandbox: object.sandbox,
         may_have_net_raw: object.may_have_net_raw,
         has_token_audience: object.has_token_audience,
-        static_uid: metadata.take_annotation(MIRROR_KEY, MAX_MIRROR).filter(|uid| is_static_uid(uid)).map(Into::into),
+        static_uid: static_uid.map(Into::into),
         owner: metadata.owner.take(),
     };
     Some((pod, version))

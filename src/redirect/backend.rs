@@ -9,10 +9,11 @@ use super::changes::Changes;
 use super::conntrack;
 use super::iptables::Iptables;
 use super::nftables::{self, Nftables};
+use super::notifications::Watched;
 use super::observed::ObservedRules;
 use super::ownership::Ownership;
 use super::reconcile::ReconcilerEnvironment;
-use super::rules::{RuleSet, Targets};
+use super::rules::{DirectConnections, RuleSet, Targets};
 use super::{Backend, RedirectError};
 use crate::advice::{Advise as _, chain};
 use crate::config::{InterfaceMatch, RedirectBackend};
@@ -101,7 +102,7 @@ impl SelectedBackend {
 fn sample(interfaces: &[InterfaceMatch]) -> RuleSet {
     let ipv4 = Some(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1));
     let ipv6 = Some(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0));
-    RuleSet { interfaces: interfaces.to_vec(), targets: Some(Targets { ipv4, ipv6, refuse_direct: true }) }
+    RuleSet { interfaces: interfaces.to_vec(), targets: Some(Targets { ipv4, ipv6, direct: DirectConnections::Dropped }) }
 }
 
 impl Backend for SelectedBackend {
@@ -171,15 +172,7 @@ pub struct System {
 impl System {
     /// Opens what is available on this node, and logs what is not.
     pub fn open(turn: Option<Arc<Ownership>>) -> Self {
-        let changes = Changes::open()
-            .inspect_err(|error| {
-                warn!(
-                    event = "rule-notifications-unavailable", %error,
-                    "cannot subscribe to changes of packet rules; comparing the rules at each --redirect-interval only"
-                )
-            })
-            .ok();
-        Self { changes, turn }
+        Self { changes: Watched::PacketRules.subscribed(Changes::open()), turn }
     }
 }
 
@@ -191,10 +184,7 @@ impl ReconcilerEnvironment for System {
                 match open.changed().await {
                     Ok(()) => return,
                     Err(error) => {
-                        warn!(
-                            event = "rule-notifications-failed", %error,
-                            "the subscription to changes of packet rules failed; comparing the rules at each --redirect-interval only"
-                        );
+                        Watched::PacketRules.lost(&error);
                         *changes = None;
                     }
                 }

@@ -1,4 +1,5 @@
-//! Ends connections to the metadata service that were opened before the rules were installed.
+//! Ends connections to the metadata service that were opened before the rules were installed, and those to the daemon's address that
+//! another program redirected before the keep rules were installed.
 //!
 //! The kernel evaluates NAT rules for the first packet of a connection only and keeps the result in the connection table. A
 //! connection that was opened before a rule can therefore bypass it for days. The guard rejects the packets of such a
@@ -17,7 +18,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::program::run;
-use super::rules::{Family, Targets};
+use super::rules::{DirectConnections, Family, Targets};
 use super::{RedirectError, interface_addresses};
 
 const CONNTRACK: &str = "conntrack";
@@ -33,6 +34,8 @@ struct Earlier {
     source: IpAddr,
     destination: IpAddr,
     answers: IpAddr,
+    /// The port that the connection was opened to, if connections to other ports are kept.
+    opened_to: Option<u16>,
     /// The responder's port, if another port of the same address is the daemon's.
     port: Option<u16>,
 }
@@ -44,14 +47,15 @@ struct ConntrackEntry {
     protocol: &'static str,
     /// The address that opened the connection.
     source: IpAddr,
-    /// The address that the connection was opened to.
-    destination: IpAddr,
+    /// The address and port that the connection was opened to.
+    destination: SocketAddr,
     /// The responder: the address and port that replies come from.
     answers: SocketAddr,
 }
 
 /// Deletes the entries of pods' connections to the metadata service that do not lead to the daemon, and returns how many there
-/// were. Connections that lead to the daemon stay, and so do those of the node's own processes.
+/// were. Connections that lead to the daemon stay, and so do those of the node's own processes. If connections straight to the daemon
+/// must not be redirected, the entries of those that are redirected are deleted as well.
 ///
 /// # Errors
 /// If the program is missing, fails, or takes too long. The guard still rejects the packets of these connections.
@@ -62,7 +66,13 @@ pub async fn forget_earlier(targets: Targets) -> Result<u64, RedirectError> {
     for family in Family::ALL {
         let metadata = family.metadata().to_string();
         let listed = conntrack(&["-L", "-f", name(family), "--orig-dst", &metadata], deadline, forgotten).await?;
-        for earlier in earlier(&listed, targets, &own) {
+        let mut found = earlier(&listed, targets, &own);
+        if let Some(daemon) = kept(targets, family) {
+            let (ip, port) = (daemon.ip().to_string(), daemon.port().to_string());
+            let arguments = ["-L", "-f", name(family), "-p", "tcp", "--orig-dst", &ip, "--orig-port-dst", &port];
+            found.extend(redirected(&conntrack(&arguments, deadline, forgotten).await?, daemon));
+        }
+        for earlier in found {
             forgotten += earlier.delete(family, deadline, forgotten).await?;
         }
     }
@@ -77,9 +87,33 @@ fn earlier(listed: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> BTreeSet<E
     let entries = listed.lines().filter_map(ConntrackEntry::read).filter(|entry| entry.is_earlier(targets, own));
     let earlier = entries.map(|ConntrackEntry { protocol, source, destination, answers }| {
         let port = is_target(answers.ip()).then_some(answers.port());
-        Earlier { protocol, source, destination, answers: answers.ip(), port }
+        Earlier { protocol, source, destination: destination.ip(), answers: answers.ip(), opened_to: None, port }
     });
     earlier.collect()
+}
+
+/// Returns the daemon's address of a family, if connections straight to it must not be redirected.
+fn kept(targets: Targets, family: Family) -> Option<SocketAddr> {
+    let daemon = match family {
+        Family::V4 => targets.ipv4.map(SocketAddr::from),
+        Family::V6 => targets.ipv6.map(SocketAddr::from),
+    };
+    daemon.filter(|_| targets.direct == DirectConnections::Kept)
+}
+
+/// Returns the entries of a listing that were opened to the daemon and lead elsewhere.
+fn redirected(listed: &str, daemon: SocketAddr) -> BTreeSet<Earlier> {
+    let entries = listed.lines().filter_map(ConntrackEntry::read);
+    let redirected = entries.filter(|entry| entry.protocol == "tcp" && entry.destination == daemon && entry.answers != daemon);
+    let redirected = redirected.map(|ConntrackEntry { protocol, source, destination, answers }| Earlier {
+        protocol,
+        source,
+        destination: destination.ip(),
+        answers: answers.ip(),
+        opened_to: Some(destination.port()),
+        port: Some(answers.port()),
+    });
+    redirected.collect()
 }
 
 impl ConntrackEntry {
@@ -91,13 +125,14 @@ impl ConntrackEntry {
             |key: &'static str| line.split_whitespace().filter_map(move |word| word.split_once('=')).filter(move |(k, _)| *k == key);
         let nth = |key, n: usize| values(key).nth(n).map(|(_, value)| value);
         let answers = SocketAddr::new(nth("src", 1)?.parse().ok()?, nth("sport", 1)?.parse().ok()?);
-        Some(Self { protocol, source: nth("src", 0)?.parse().ok()?, destination: nth("dst", 0)?.parse().ok()?, answers })
+        let destination = SocketAddr::new(nth("dst", 0)?.parse().ok()?, nth("dport", 0)?.parse().ok()?);
+        Some(Self { protocol, source: nth("src", 0)?.parse().ok()?, destination, answers })
     }
 
     fn is_earlier(&self, targets: Targets, own: &BTreeSet<IpAddr>) -> bool {
         let to_daemon =
             targets.ipv4.is_some_and(|ipv4| self.answers == ipv4.into()) || targets.ipv6.is_some_and(|ipv6| self.answers == ipv6.into());
-        let to_metadata = Family::ALL.into_iter().any(|family| self.destination == family.metadata());
+        let to_metadata = Family::ALL.into_iter().any(|family| self.destination.ip() == family.metadata());
         to_metadata && !own.contains(&self.source) && !(self.protocol == "tcp" && to_daemon)
     }
 }
@@ -106,8 +141,9 @@ impl Earlier {
     /// Deletes the entries, and returns how many there were.
     async fn delete(&self, family: Family, deadline: Instant, before: u64) -> Result<u64, RedirectError> {
         let [source, destination, answers] = [self.source, self.destination, self.answers].map(|ip| ip.to_string());
-        let port = self.port.map(|port| port.to_string());
+        let [opened_to, port] = [self.opened_to, self.port].map(|port| port.map(|port| port.to_string()));
         let mut arguments = vec!["-D", "-f", name(family), "-p", self.protocol, "--orig-src", &source, "--orig-dst", &destination];
+        arguments.extend(opened_to.iter().flat_map(|port| ["--orig-port-dst", port.as_str()]));
         arguments.extend(["--reply-src", &answers]);
         arguments.extend(port.iter().flat_map(|port| ["--reply-port-src", port.as_str()]));
         match conntrack(&arguments, deadline, before).await {
@@ -143,7 +179,7 @@ mod tests {
     const TARGETS: (&str, &str) = ("10.0.0.1:8181", "[fd00::1]:8181");
 
     fn targets() -> Targets {
-        Targets { ipv4: TARGETS.0.parse().ok(), ipv6: Some(TARGETS.1.parse().unwrap()), refuse_direct: true }
+        Targets { ipv4: TARGETS.0.parse().ok(), ipv6: Some(TARGETS.1.parse().unwrap()), direct: DirectConnections::Dropped }
     }
 
     fn is_earlier(line: &str) -> Option<bool> {
@@ -206,6 +242,25 @@ mod tests {
         let said: Vec<_> = found.iter().map(|one| (one.protocol, one.answers.to_string(), one.port)).collect();
         let [service, daemon] = ["169.254.169.254", "10.0.0.1"].map(str::to_owned);
         assert_eq!(said, [("tcp", daemon, Some(8282)), ("tcp", service.clone(), None), ("udp", service, None)]);
+    }
+
+    #[test]
+    fn connections_to_the_daemon_that_lead_elsewhere_are_found() {
+        let daemon: SocketAddr = TARGETS.0.parse().unwrap();
+        let entry = |dport: u16, answers: &str| {
+            format!(
+                "tcp 6 9 ESTABLISHED src=10.1.0.2 dst=10.0.0.1 sport=4 dport={dport} src={answers} dst=10.1.0.2 sport=8080 dport=4 use=1\n"
+            )
+        };
+        let served =
+            "tcp 6 9 ESTABLISHED src=10.1.0.3 dst=10.0.0.1 sport=4 dport=8181 src=10.0.0.1 dst=10.1.0.3 sport=8181 dport=4 use=1\n";
+        let listed = entry(8181, "10.42.0.7") + served + &entry(8182, "10.42.0.7");
+        let found: Vec<_> = redirected(&listed, daemon).into_iter().collect();
+        let said = found.iter().map(|one| (one.source.to_string(), one.answers.to_string(), one.opened_to, one.port));
+        assert_eq!(said.collect::<Vec<_>>(), [("10.1.0.2".to_owned(), "10.42.0.7".to_owned(), Some(8181), Some(8080))]);
+        // Only if they must not be redirected.
+        let kept_of = |direct| kept(Targets { direct, ..targets() }, Family::V4);
+        assert_eq!([DirectConnections::Kept, DirectConnections::Dropped].map(kept_of), [Some(daemon), None]);
     }
 
     #[test]

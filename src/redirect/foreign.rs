@@ -1,34 +1,77 @@
-//! Redirects of the node's own metadata requests by other programs.
+//! Redirects by other programs of the node's own metadata requests and, where BPF programs send pods' connections straight to the
+//! daemon, of these connections.
 //!
 //! Whoever answers the node's own requests can hand the daemon foreign credentials and a foreign account. A tenant can bring that
 //! about with a Service whose external IP is the metadata address: kube-proxy then redirects what the node's processes send there.
-//! rolegate's pin (see [`rules`](super::rules)) keeps connections from being redirected by such rules where it comes first. They
-//! are reported all the same: they are an attack or a mistake, and not every one of them comes after the pin.
+//! With a Service at the daemon's address and port, he can likewise answer pods' requests that BPF programs send there.
+//! rolegate's pin and keep rules (see [`rules`](super::rules)) keep connections from being redirected by such rules where they come
+//! first. The redirects are reported all the same: they are an attack or a mistake, and not every one of them comes after ours.
 //!
-//! Three places are searched: the table `nat` of both flavours of iptables, the tables of nftables that have NAT for the node's own
-//! packets, and the addresses of interfaces. IPVS, kube-proxy's mode `ipvs`, needs no rules: it assigns the address to an interface
-//! (`kube-ipvs0`), and takes the packets before they leave. No packet rule prevents that.
+//! Four places are searched: the table `nat` of both flavours of iptables, the tables of nftables that have NAT, the virtual services
+//! of IPVS, and the addresses of interfaces. IPVS, kube-proxy's mode `ipvs`, needs no rules: it assigns the address to an interface
+//! (`kube-ipvs0`), and takes the packets that arrive for it. No packet rule prevents that.
+
+use std::net::SocketAddr;
 
 use tracing::debug;
 
+use self::destination::Destination;
 use super::iptables::listing::IptablesListing;
 use super::iptables::program::{self, Flavour};
 use super::program::run;
-use super::rules::{Family, LOOPBACK};
+use super::rules::{DirectConnections, Family, LOOPBACK, RuleSet};
 use crate::advice::chain;
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6};
 
+mod destination;
 mod iptables;
+mod ipvs;
 mod nftables;
 
-/// The most redirects that are described.
+/// The most redirects that are described, of each kind.
 const DESCRIBED: usize = 8;
 const NFT: &str = "nft";
 
-/// Describes every redirect of the node's own metadata requests by another program. Programs that are missing, or may not read
-/// rules, are skipped: they read what rolegate itself can read.
-pub async fn find() -> Vec<String> {
-    let mut found = of_interfaces();
+/// Redirects by other programs, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForeignRedirects {
+    /// Those of the node's own metadata requests.
+    pub own_requests: Vec<String>,
+    /// Those of connections straight to the daemon.
+    pub to_daemon: Vec<String>,
+}
+
+impl ForeignRedirects {
+    /// Returns how many there are.
+    pub fn count(&self) -> usize {
+        self.own_requests.len() + self.to_daemon.len()
+    }
+
+    fn of(&mut self, destination: Destination) -> &mut Vec<String> {
+        match destination {
+            Destination::Metadata(_) => &mut self.own_requests,
+            Destination::Daemon(_) => &mut self.to_daemon,
+        }
+    }
+}
+
+/// Returns the addresses to which connections must not be redirected by others: those of the daemon, if BPF programs send pods'
+/// connections straight there.
+pub fn kept_addresses(rules: &RuleSet) -> Vec<SocketAddr> {
+    let Some(targets) = rules.targets.filter(|targets| targets.direct == DirectConnections::Kept) else { return Vec::new() };
+    targets.ipv4.map(SocketAddr::from).into_iter().chain(targets.ipv6.map(SocketAddr::from)).collect()
+}
+
+/// Describes every redirect by another program of the node's own metadata requests, and of connections to these addresses of the
+/// daemon. Programs that are missing, or may not read rules, are skipped: they read what rolegate itself can read.
+pub async fn find(daemon: &[SocketAddr]) -> ForeignRedirects {
+    let metadata = Family::ALL.map(Destination::Metadata).into_iter();
+    let destinations: Vec<_> = metadata.chain(daemon.iter().copied().map(Destination::Daemon)).collect();
+    let mut found = ForeignRedirects { own_requests: of_interfaces(), ..ForeignRedirects::default() };
+    let services = tokio::fs::read_to_string(ipvs::FILE).await.unwrap_or_default();
+    for destination in &destinations {
+        found.of(*destination).extend(ipvs::redirects(&services, *destination));
+    }
     // What iptables cannot read in its own tables was made with nft.
     let mut read_by_iptables = Vec::new();
     for family in Family::ALL {
@@ -40,13 +83,22 @@ pub async fn find() -> Vec<String> {
                     if flavour == Flavour::Nft && listing.unreadable.is_empty() {
                         read_by_iptables.push(family);
                     }
-                    found.extend(iptables::redirects(&listing, family).into_iter().map(|rule| format!("{program}: {rule}")));
+                    for destination in destinations.iter().filter(|destination| destination.family() == family) {
+                        let rules = iptables::redirects(&listing, *destination).into_iter();
+                        found.of(*destination).extend(rules.map(|rule| format!("{program}: {rule}")));
+                    }
                 }
-                Err(error) => debug!(program, error = chain(&error), "cannot look for redirects of the node's own requests; skipping"),
+                Err(error) => debug!(program, error = chain(&error), "cannot look for redirects by other programs; skipping"),
             }
         }
     }
-    found.extend(of_nftables(&read_by_iptables).await);
+    of_nftables(&read_by_iptables, &destinations, &mut found).await;
+    [&mut found.own_requests, &mut found.to_daemon].into_iter().for_each(shorten);
+    found
+}
+
+/// Sorts the descriptions, and limits their number.
+fn shorten(found: &mut Vec<String>) {
     found.sort();
     found.dedup();
     let more = found.len().saturating_sub(DESCRIBED);
@@ -54,7 +106,6 @@ pub async fn find() -> Vec<String> {
     if more > 0 {
         found.push(format!("{more} more"));
     }
-    found
 }
 
 /// Interfaces other than the loopback with the metadata address. On the loopback, the node's owner has put it there, for a
@@ -70,24 +121,21 @@ fn of_interfaces() -> Vec<String> {
         .collect()
 }
 
-async fn of_nftables(read_by_iptables: &[Family]) -> Vec<String> {
+async fn of_nftables(read_by_iptables: &[Family], destinations: &[Destination], found: &mut ForeignRedirects) {
     let chains = match run(NFT, &["-j", "list", "chains"], "").await {
         Ok(json) => json,
-        Err(error) => {
-            debug!(program = NFT, error = chain(&error), "cannot look for redirects of the node's own requests; skipping");
-            return Vec::new();
-        }
+        Err(error) => return debug!(program = NFT, error = chain(&error), "cannot look for redirects by other programs; skipping"),
     };
-    let mut found = Vec::new();
-    for table in nftables::tables_with_own_nat(&chains) {
+    for table in nftables::tables_with_nat(&chains, destinations) {
         let is_read = |family: &Family| table.is_of_iptables(*family);
         if read_by_iptables.iter().any(is_read) {
             continue;
         }
         // The table may have been deleted meanwhile.
-        if let Ok(json) = run(NFT, &["-j", "list", "table", &table.family, &table.name], "").await {
-            found.extend(nftables::redirects(&json).into_iter().map(|what| format!("nft, table {} {}: {what}", table.family, table.name)));
+        let Ok(json) = run(NFT, &["-j", "list", "table", &table.family, &table.name], "").await else { continue };
+        for destination in destinations {
+            let words = nftables::redirects(&json, *destination).into_iter();
+            found.of(*destination).extend(words.map(|what| format!("nft, table {} {}: {what}", table.family, table.name)));
         }
     }
-    found
 }

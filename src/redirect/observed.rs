@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::rules::{Family, Targets};
+use super::rules::{DirectConnections, Family, Targets};
 
 /// The rules that rolegate has in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl ObservedRules {
     }
 
     /// Returns where requests are sent, if those of any family are.
-    pub fn as_targets(&self, refuse_direct: bool) -> Option<Targets> {
+    pub fn as_targets(&self, direct: DirectConnections) -> Option<Targets> {
         let ipv4 = self.targets.iter().find_map(|target| match target {
             SocketAddr::V4(ipv4) => Some(*ipv4),
             SocketAddr::V6(_) => None,
@@ -59,6 +59,6 @@ impl ObservedRules {
             SocketAddr::V4(_) => None,
             SocketAddr::V6(ipv6) => Some(*ipv6),
         });
-        (ipv4.is_some() || ipv6.is_some()).then_some(Targets { ipv4, ipv6, refuse_direct })
+        (ipv4.is_some() || ipv6.is_some()).then_some(Targets { ipv4, ipv6, direct })
     }
 }

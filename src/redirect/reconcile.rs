@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::observed::ObservedRules;
-use super::rules::{RuleSet, Targets};
+use super::rules::{DirectConnections, RuleSet, Targets};
 use super::{Backend, RedirectError};
 use crate::advice::{Advise as _, chain};
 use crate::backoff::Backoff;
@@ -79,8 +79,8 @@ pub struct Reconciler<B, S> {
 pub struct Like {
     /// The interfaces that the rules match.
     pub interfaces: Vec<InterfaceMatch>,
-    /// Whether connections straight to the app port are dropped.
-    pub refuse_direct: bool,
+    /// What happens to connections straight to the app port.
+    pub direct: DirectConnections,
     /// How often the rules are compared.
     pub interval: Duration,
 }
@@ -89,8 +89,8 @@ pub struct Like {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum WantedRules {
     /// At least the guard, and the rules that are already there. A repair uses these settings: which interfaces are redirected,
-    /// and whether connections straight to the app port are dropped.
-    Guard { interfaces: Vec<InterfaceMatch>, refuse_direct: bool },
+    /// and what happens to connections straight to the app port.
+    Guard { interfaces: Vec<InterfaceMatch>, direct: DirectConnections },
     /// Exactly these rules.
     Exactly(RuleSet),
 }
@@ -119,14 +119,14 @@ enum RulesComparison {
 impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     /// Creates a reconciler that wants the guard at first, on a node that may already have such rules.
     pub fn new(backend: Arc<B>, environment: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
-        let Like { interfaces, refuse_direct, interval } = like;
+        let Like { interfaces, direct, interval } = like;
         Self {
             backend,
             environment,
             interval,
             metrics,
             readiness,
-            wanted: WantedRules::Guard { interfaces, refuse_direct },
+            wanted: WantedRules::Guard { interfaces, direct },
             state: RulesState::AsWanted,
             waiting: None,
             failures: 0,
@@ -309,7 +309,9 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 return Ok(RulesComparison::AnotherDaemons(differences));
             }
         }
-        let theirs = observed.as_targets(true).filter(|theirs| rules.targets.is_none_or(|ours| !leads_to_the_same(theirs, &ours)));
+        let theirs = observed
+            .as_targets(DirectConnections::Dropped)
+            .filter(|theirs| rules.targets.is_none_or(|ours| !leads_to_the_same(theirs, &ours)));
         match (observed.is_guarded(), theirs) {
             // The guard is restored, and the redirect that serves pods stays.
             (false, Some(_)) => Ok(RulesComparison::Different(differences, self.repair(&observed))),
@@ -324,8 +326,8 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
 
     /// Returns whether the installed rules with these targets are complete.
     async fn are_whole(&self, rules: &RuleSet, targets: Targets) -> Result<bool, RedirectError> {
-        for refuse_direct in [true, false] {
-            let theirs = RuleSet { interfaces: rules.interfaces.clone(), targets: Some(Targets { refuse_direct, ..targets }) };
+        for direct in [DirectConnections::Dropped, DirectConnections::Accepted, DirectConnections::Kept] {
+            let theirs = RuleSet { interfaces: rules.interfaces.clone(), targets: Some(Targets { direct, ..targets }) };
             if self.backend.differences(&theirs).await?.is_empty() {
                 return Ok(true);
             }
@@ -342,11 +344,11 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
 
     /// Returns the guard together with the redirect that already serves pods.
     fn repair(&self, observed: &ObservedRules) -> RuleSet {
-        let (interfaces, refuse_direct) = match &self.wanted {
-            WantedRules::Guard { interfaces, refuse_direct } => (interfaces, *refuse_direct),
-            WantedRules::Exactly(rules) => (&rules.interfaces, rules.targets.is_some_and(|targets| targets.refuse_direct)),
+        let (interfaces, direct) = match &self.wanted {
+            WantedRules::Guard { interfaces, direct } => (interfaces, *direct),
+            WantedRules::Exactly(rules) => (&rules.interfaces, rules.targets.map_or(DirectConnections::Accepted, |targets| targets.direct)),
         };
-        let targets = observed.as_targets(refuse_direct);
+        let targets = observed.as_targets(direct);
         RuleSet { interfaces: if targets.is_some() { interfaces.clone() } else { Vec::new() }, targets }
     }
 
@@ -366,7 +368,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 self.metrics.redirect_forgot(connections);
                 info!(
                     event = "earlier-connections-closed",
-                    connections, "closed pods' connections to the real metadata service that were open before the packet rules"
+                    connections, "closed connections that were open before the packet rules and did not lead to this daemon"
                 );
             }
             Err(error) => warn!(

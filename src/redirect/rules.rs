@@ -1,6 +1,6 @@
 //! The wanted packet rules as data: pure, and independent of the program that loads them.
 //!
-//! There are six kinds of rules, by purpose:
+//! There are seven kinds of rules, by purpose:
 //!
 //! - **redirect**, where packets enter the node and their destination can be changed: TCP to port 80 of the metadata address
 //!   goes to the daemon, from every interface except the node's own loopback;
@@ -16,9 +16,12 @@
 //!   guard's hook;
 //! - **pin**, where the node's own processes open connections: TCP to a metadata address keeps its destination, whatever another
 //!   program's rules say. A Service whose external IP is the metadata address would otherwise redirect the daemon's own
-//!   requests to a pod.
+//!   requests to a pod;
+//! - **keep**, where packets enter the node and where its own processes open connections, and only if BPF programs send pods'
+//!   connections straight to the daemon: TCP to the daemon's address and port keeps its destination, whatever another program's
+//!   rules say. A Service with this address and port would otherwise take pods' requests.
 //!
-//! Packets of the node's own processes pass the exit and the pin unchanged, and meet no other of these rules.
+//! Packets of the node's own processes pass the exit, the pin and the keep rules unchanged, and meet no other of these rules.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
@@ -46,8 +49,19 @@ pub struct Targets {
     pub ipv4: Option<SocketAddrV4>,
     /// An IPv6 address of this node and the app port. Without it, requests to the metadata service's IPv6 address are rejected.
     pub ipv6: Option<SocketAddrV6>,
-    /// Whether connections straight to the app port are dropped. False if the daemon is configured to serve them.
-    pub refuse_direct: bool,
+    /// What happens to connections that were opened to these addresses themselves.
+    pub direct: DirectConnections,
+}
+
+/// What happens to connections straight to the daemon's address and the app port, which no packet rule of rolegate redirected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirectConnections {
+    /// They are dropped.
+    Dropped,
+    /// They reach the daemon, which is configured to serve them, unless rules of other programs redirect them.
+    Accepted,
+    /// They reach the daemon, and rules of other programs cannot redirect them: BPF programs send pods' connections there.
+    Kept,
 }
 
 /// An address family.
@@ -74,6 +88,10 @@ pub enum Hook {
     Exit,
     /// Where the node's own processes send packets, and destinations can be changed (NAT).
     Pin,
+    /// At the point of `Redirect`, for connections straight to the daemon.
+    KeepIncoming,
+    /// At the point of `Pin`, for connections straight to the daemon.
+    KeepOutgoing,
 }
 
 /// One rule: a packet that satisfies every match gets the verdict.
@@ -137,7 +155,8 @@ impl Family {
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 6] = [Self::Redirect, Self::Guard, Self::Backstop, Self::Direct, Self::Exit, Self::Pin];
+    pub const ALL: [Self; 8] =
+        [Self::Redirect, Self::Guard, Self::Backstop, Self::Direct, Self::Exit, Self::Pin, Self::KeepIncoming, Self::KeepOutgoing];
 }
 
 impl Targets {
@@ -163,6 +182,7 @@ impl RuleSet {
             Hook::Direct => self.direct(family),
             Hook::Exit => vec![exit(family)],
             Hook::Pin => vec![pin(family)],
+            Hook::KeepIncoming | Hook::KeepOutgoing => self.keep(family),
         }
     }
 
@@ -193,11 +213,18 @@ impl RuleSet {
     }
 
     fn direct(&self, family: Family) -> Vec<Rule> {
-        let Some(targets) = self.targets.filter(|targets| targets.refuse_direct) else { return Vec::new() };
+        let Some(targets) = self.targets.filter(|targets| targets.direct == DirectConnections::Dropped) else { return Vec::new() };
         // The port is the same for both families and open in both, whatever is redirected.
         let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };
         let matches = vec![Match::Interface(not_loopback), Match::TcpPort(targets.port()), Match::NotOpenedTo(family.metadata())];
         vec![Rule { family, matches, verdict: PacketVerdict::Drop }]
+    }
+
+    fn keep(&self, family: Family) -> Vec<Rule> {
+        let is_kept = self.targets.is_some_and(|targets| targets.direct == DirectConnections::Kept);
+        let Some(target) = self.target(family).filter(|_| is_kept) else { return Vec::new() };
+        let matches = vec![Match::To(target.ip()), Match::TcpPort(target.port())];
+        vec![Rule { family, matches, verdict: PacketVerdict::Keep(target.ip()) }]
     }
 }
 

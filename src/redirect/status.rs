@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use super::foreign::{ForeignRedirects, kept_addresses};
 use super::observed::ObservedRules;
 use super::rules::{Family, RuleSet};
 
@@ -19,8 +20,8 @@ pub struct NodeObservation {
     pub elsewhere: Option<(&'static str, Result<ObservedRules, String>)>,
     /// Rules that kube2iam and kiam left behind, or why they are not known.
     pub legacy_rules: Result<Vec<String>, String>,
-    /// Redirects of the node's own metadata requests by other programs.
-    pub foreign: Vec<String>,
+    /// Redirects by other programs.
+    pub foreign: ForeignRedirects,
     /// The routing rules.
     pub routing: RoutingObservation,
     /// The addresses of this node.
@@ -84,6 +85,9 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
         _ => {}
     }
     lines.extend(seen.differences.iter().map(|difference| format!("differs ({}): {difference}", seen.backend)));
+    if seen.differences.is_empty() {
+        lines.extend(kept_addresses(wanted).iter().map(|daemon| format!("{daemon}: connections are pinned to the daemon")));
+    }
     as_wanted &= tell_routing(&seen.routing, &mut lines);
     match &seen.elsewhere {
         Some((backend, Ok(observed))) if *observed != ObservedRules::default() => {
@@ -92,7 +96,9 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
         Some((backend, Err(reason))) => lines.push(format!("cannot check {backend} for rules of rolegate: {reason}")),
         _ => {}
     }
-    lines.extend(seen.foreign.iter().map(|redirect| format!("another program redirects the node's own metadata requests: {redirect}")));
+    let ForeignRedirects { own_requests, to_daemon } = &seen.foreign;
+    lines.extend(own_requests.iter().map(|redirect| format!("another program redirects the node's own metadata requests: {redirect}")));
+    lines.extend(to_daemon.iter().map(|redirect| format!("another program redirects connections to the daemon: {redirect}")));
     match &seen.legacy_rules {
         Ok(left) => {
             lines.extend(
@@ -206,10 +212,10 @@ fn parts(observed: &ObservedRules) -> String {
 #[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
     use super::*;
-    use crate::redirect::rules::Targets;
+    use crate::redirect::rules::{DirectConnections, Targets};
 
     fn full() -> RuleSet {
-        let targets = Targets { ipv4: "10.0.0.1:8181".parse().ok(), ipv6: None, refuse_direct: true };
+        let targets = Targets { ipv4: "10.0.0.1:8181".parse().ok(), ipv6: None, direct: DirectConnections::Dropped };
         RuleSet { interfaces: Vec::new(), targets: Some(targets) }
     }
 
@@ -219,7 +225,7 @@ mod tests {
             backend: "nftables",
             elsewhere: Some(("iptables", Ok(ObservedRules::default()))),
             legacy_rules: Ok(Vec::new()),
-            foreign: Vec::new(),
+            foreign: ForeignRedirects::default(),
             routing: RoutingObservation { wanted: true, has_ours: true, closed: Family::ALL.into(), ..RoutingObservation::default() },
             addresses: vec!["10.0.0.1".parse().unwrap()],
             daemon: Some(true),
@@ -275,7 +281,9 @@ mod tests {
             ..seen()
         };
         let legacy_rules = NodeObservation { legacy_rules: Ok(vec!["iptables-nft: -A PREROUTING x".to_owned()]), ..seen() };
-        let foreign = NodeObservation { foreign: vec!["iptables-nft-save: -A OUTPUT x".to_owned()], ..seen() };
+        let redirects = |rule: &str| vec![format!("iptables-nft-save: {rule}")];
+        let of_others = ForeignRedirects { own_requests: redirects("-A OUTPUT x"), to_daemon: redirects("-A PREROUTING y") };
+        let foreign = NodeObservation { foreign: of_others, ..seen() };
         let routing = |routing| NodeObservation { routing, ..seen() };
         let excluded = routing(RoutingObservation { wanted: false, ..seen().routing });
         let unsupported = routing(RoutingObservation { wanted: true, unknown: vec!["no kernel".to_owned()], ..Default::default() });

@@ -11,3 +11,4 @@ mod local_redirect;
 mod others;
 mod packets;
 mod self_test;
+mod services;

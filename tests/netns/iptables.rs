@@ -7,7 +7,7 @@ use std::time::Duration;
 use rolegate::advice::Advise as _;
 use rolegate::redirect::iptables::Iptables;
 use rolegate::redirect::iptables::program::Flavour;
-use rolegate::redirect::rules::{RuleSet, Targets};
+use rolegate::redirect::rules::{DirectConnections, RuleSet, Targets};
 use rolegate::redirect::{Backend as _, RedirectError, legacy_rules};
 use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, programs_or_skip};
 
@@ -22,8 +22,11 @@ fn node() -> Option<Node> {
 }
 
 fn rules() -> RuleSet {
-    let targets =
-        Targets { ipv4: format!("{NODE_IP}:8181").parse().ok(), ipv6: format!("[{NODE_IP6}]:8181").parse().ok(), refuse_direct: true };
+    rules_with(DirectConnections::Dropped)
+}
+
+fn rules_with(direct: DirectConnections) -> RuleSet {
+    let targets = Targets { ipv4: format!("{NODE_IP}:8181").parse().ok(), ipv6: format!("[{NODE_IP6}]:8181").parse().ok(), direct };
     RuleSet { interfaces: Vec::new(), targets: Some(targets) }
 }
 

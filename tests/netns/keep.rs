@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use rolegate_lab::daemon::Setup;
+use rolegate_lab::daemon::{NO_PINS, Setup};
 use rolegate_lab::node::{NODE_IP, find_program};
 
 use crate::bed::{Bed, METADATA, METADATA6, PATIENCE, Pod, fetch, image};
@@ -35,7 +35,7 @@ pub(crate) fn by_hand(bed: &Bed, arguments: &[&str]) -> Output {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(env!("CARGO_BIN_EXE_rolegate")).arg("redirect").args(arguments);
     command.env_clear().env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin");
-    command.env("ROLEGATE_REDIRECT_ROUTING_RULES", "false").output().unwrap()
+    command.env("ROLEGATE_REDIRECT_ROUTING_RULES", "false").env("ROLEGATE_BPF_PINS", NO_PINS).output().unwrap()
 }
 
 /// Runs the command, checks its exit code, and returns its output.

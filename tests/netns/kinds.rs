@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use rolegate_lab::daemon::Setup;
+use rolegate_lab::daemon::{NO_PINS, Setup};
 use rolegate_lab::node::{NODE_IP6, find_program, skip};
 use tempfile::TempDir;
 
@@ -77,6 +77,6 @@ pub(crate) fn on_node(bed: &Bed, path: &str, program: &Path) -> Command {
     let mut command = Command::new(find_program("nsenter").unwrap());
     command.arg(format!("--net={}", bed.node.ns().path())).arg("--").arg(program).env_clear().env("PATH", path);
     // As in the set-up of the daemon.
-    command.env("ROLEGATE_REDIRECT_ROUTING_RULES", "false");
+    command.env("ROLEGATE_REDIRECT_ROUTING_RULES", "false").env("ROLEGATE_BPF_PINS", NO_PINS);
     command
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rolegate::config::InterfaceMatch;
 use rolegate::redirect::changes::Changes;
 use rolegate::redirect::nftables::Nftables;
-use rolegate::redirect::rules::{RuleSet, Targets};
+use rolegate::redirect::rules::{DirectConnections, RuleSet, Targets};
 use rolegate::redirect::{Backend as _, RedirectError};
 use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, programs_or_skip};
 use tokio::time::timeout;
@@ -36,7 +36,7 @@ fn interface(name: &str, negated: bool) -> InterfaceMatch {
 /// Returns the whole rule set, with both addresses of the node.
 fn whole() -> RuleSet {
     let (ipv4, ipv6) = (Some(SocketAddrV4::new(NODE_IP, PORT)), SocketAddrV6::new(NODE_IP6, PORT, 0, 0));
-    RuleSet { interfaces: Vec::new(), targets: Some(Targets { ipv4, ipv6: Some(ipv6), refuse_direct: true }) }
+    RuleSet { interfaces: Vec::new(), targets: Some(Targets { ipv4, ipv6: Some(ipv6), direct: DirectConnections::Dropped }) }
 }
 
 /// Returns the rules for these interfaces.
@@ -67,10 +67,15 @@ fn nft(node: &Node, commands: &str) {
 #[test]
 fn the_shipped_files_load_twice_and_match_the_daemon() {
     let Some(node) = node() else { return };
-    let targets = Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: Some("[2001:db8::1]:8181".parse().unwrap()), refuse_direct: true };
-    for (file, rules) in
-        [("guard.nft", RuleSet::guard_alone()), ("rolegate.nft", RuleSet { interfaces: Vec::new(), targets: Some(targets) })]
-    {
+    let serving = |direct| {
+        let targets = Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: "[2001:db8::1]:8181".parse().ok(), direct };
+        RuleSet { interfaces: Vec::new(), targets: Some(targets) }
+    };
+    for (file, rules) in [
+        ("guard.nft", RuleSet::guard_alone()),
+        ("rolegate.nft", serving(DirectConnections::Dropped)),
+        ("rolegate-bpf.nft", serving(DirectConnections::Kept)),
+    ] {
         let path = format!("{}/iptables/{file}", env!("CARGO_MANIFEST_DIR"));
         let listed = [0; 2].map(|_| node.ns().sh(&format!("nft -f '{path}' && nft list ruleset")).unwrap());
         assert_eq!(listed[0], listed[1], "{file}");
@@ -86,15 +91,16 @@ fn nothing_differs_after_an_install() {
         let rules = whole();
         RuleSet { targets: rules.targets.map(|targets| Targets { ipv6: None, ..targets }), ..rules }
     };
-    let direct_allowed = || {
+    let with_direct = |direct| {
         let rules = whole();
-        RuleSet { targets: rules.targets.map(|targets| Targets { refuse_direct: false, ..targets }), ..rules }
+        RuleSet { targets: rules.targets.map(|targets| Targets { direct, ..targets }), ..rules }
     };
     let all = [
         RuleSet::guard_alone(),
         whole(),
         ipv4_alone(),
-        direct_allowed(),
+        with_direct(DirectConnections::Accepted),
+        with_direct(DirectConnections::Kept),
         only(&[("cni0", false), ("eni+", false)]),
         only(&[("eth0", true), ("ens+", true)]),
         only(&[("a+", false), ("b", true), ("+", false)]),

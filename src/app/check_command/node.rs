@@ -12,6 +12,7 @@ use crate::check::{CheckItem, CheckSection};
 use crate::config::check_command::CheckPlace;
 use crate::config::redirect::RedirectCommand;
 use crate::config::{Config, RedirectBackend, listen_address};
+use crate::redirect::foreign::kept_addresses;
 use crate::redirect::interface_addresses;
 use crate::self_test::once::{SelfTestResult, once};
 use crate::self_test::{Ability, ExpectedRules};
@@ -79,7 +80,10 @@ async fn rules(config: &Config, self_test: Ability) -> (Vec<CheckItem>, Option<b
     let status = told(&command, &wanted, &seen).await;
     checks.push(node::packet_rules(&status, seen.daemon));
     checks.extend(node::leftovers(&leftovers));
-    checks.extend(node::foreign_redirects(&foreign));
+    checks.extend(node::redirects_of_own_requests(&foreign.own_requests));
+    if !kept_addresses(&wanted).is_empty() {
+        checks.extend(node::redirects_of_daemon_connections(&foreign.to_daemon));
+    }
     let is_served = status.as_wanted && seen.daemon == Some(true);
     let is_redirected = |family: fn(&SocketAddr) -> bool| seen.observed.targets.iter().any(family);
     let expected = ExpectedRules { ipv4: is_redirected(SocketAddr::is_ipv4), ipv6: is_redirected(SocketAddr::is_ipv6) };

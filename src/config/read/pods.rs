@@ -33,7 +33,7 @@ pub(in crate::config) fn pods(source: &mut SettingSource<'_>, redirect: &Redirec
         cni_results: source.directory("cni-results"),
         events: source.switch("events"),
         startup_taint: source.taint_key("startup-taint"),
-        host_network: HostNetworkConfig::read(source),
+        host_network: HostNetworkConfig::read(source, redirect.bpf.host_network_pods),
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::config::own_pod::host_ip;
 use crate::config::source::SettingSource;
 use crate::config::{
-    BpfConfig, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, InterfaceMatch, RedirectBackend, RedirectConfig, SelfTestConfig,
-    SelfTestMode, is_no_target,
+    BpfConfig, DEFAULT_REDIRECT_INTERVAL, DEFAULT_SELF_TEST_INTERVAL, HostNetworkMode, InterfaceMatch, RedirectBackend, RedirectConfig,
+    SelfTestConfig, SelfTestMode, is_no_target,
 };
 
 /// Shorter, comparing would be all that the node does; longer, it would hardly be a comparison.
@@ -83,7 +83,7 @@ fn bpf(source: &mut SettingSource<'_>) -> BpfConfig {
             Err(expected) => source.mistake(format!("{place}={item:?}: {expected}")),
         }
     }
-    BpfConfig { cgroup, pins, interfaces, pass_host_network: default.pass_host_network }
+    BpfConfig { cgroup, pins, interfaces, host_network_pods: HostNetworkMode::read(source) }
 }
 
 pub(in crate::config) fn self_test(source: &mut SettingSource<'_>) -> SelfTestConfig {

@@ -84,6 +84,13 @@ pub struct PodOwner {
     pub name: Box<str>,
 }
 
+impl PodOwner {
+    /// Returns whether this is a node, which owns the objects of its static pods.
+    pub fn is_a_node(&self) -> bool {
+        &*self.kind == "Node"
+    }
+}
+
 /// What the API says about the network namespace of a pod. All times are from the node's clock, with a resolution of one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {

@@ -64,7 +64,7 @@ pub(super) struct Selection {
     pub(super) fields: String,
     /// The annotations that are used. The others are dropped as soon as an object is decoded.
     pub(super) annotations: Vec<Annotation>,
-    /// Whether the owners are used.
+    /// Whether all owners are used. Otherwise, those of static pods are.
     pub(super) owners: bool,
 }
 
@@ -463,7 +463,7 @@ impl<T: Object, F: FnMut(WatchEvent<'_, T>) -> ControlFlow<()>> Follow<'_, T, F>
         let metadata = object.metadata_mut();
         metadata.keep_annotations(&self.selection.annotations);
         if !self.selection.owners {
-            metadata.owner = None;
+            metadata.owner.take_if(|owner| !owner.is_a_node());
         }
         Ok(object)
     }

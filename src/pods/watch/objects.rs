@@ -75,8 +75,8 @@ pub(super) struct ObjectMeta {
     pub(super) owner: Option<Box<PodOwner>>,
 }
 
-/// Finds the only owner that manages the object (Kubernetes documentation, "Owners and Dependents"). No decision depends on it, so
-/// one of an odd form counts as none.
+/// Finds the only owner that manages the object (Kubernetes documentation, "Owners and Dependents"). One of an odd form counts as
+/// none.
 fn controller<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<PodOwner>>, D::Error> {
     let owners = serde_json::Value::deserialize(deserializer)?;
     let owner = owners.as_array().into_iter().flatten().find(|owner| owner["controller"] == true);

@@ -169,6 +169,30 @@ async fn owners_come_with_pods_where_they_are_needed() {
     }
 }
 
+/// Everybody who creates a pod may write the annotation.
+#[tokio::test]
+async fn an_ordinary_pod_never_takes_the_identity_of_a_static_pod() {
+    const HASH: &str = "6a1f0c5e7b2d4938a0c1e2f3d4b5a697";
+    let api = lab();
+    let pod = |namespace: &str, name: &str| PodBuilder::new(namespace, name).uid(name).host_network(true);
+    let mirror = |pod: PodBuilder| pod.annotation("kubernetes.io/config.hash", HASH).annotation("kubernetes.io/config.mirror", HASH);
+    put(&api, mirror(pod("team", "f0000000-0000-4000-8000-000000000001")));
+    put(&api, mirror(pod("team", "f0000000-0000-4000-8000-000000000002").owner("Node", "node-b")));
+    put(&api, PodBuilder::new("team", "last").ip("10.42.0.2"));
+    let running = run(api, Needs::default()).await;
+    running.context("10.42.0.2", |_| true).await;
+    assert_eq!(running.pods.by_uid(HASH), Lookup::Unknown);
+    for uid in ["f0000000-0000-4000-8000-000000000001", "f0000000-0000-4000-8000-000000000002"] {
+        assert!(matches!(running.pods.by_uid(uid), Lookup::Found(pod, _) if &*pod.uid.0 == uid), "{uid}");
+    }
+    // The object of the static pod itself is found beside them, and keeps no owner in memory.
+    put(&running.api, mirror(pod("kube-system", "etcd").owner("Node", "node-a")));
+    put(&running.api, PodBuilder::new("team", "later").ip("10.42.0.3"));
+    running.context("10.42.0.3", |_| true).await;
+    let Lookup::Found(found, _) = running.pods.by_uid(HASH) else { panic!("it is not known") };
+    assert_eq!((found.name.as_str(), &found.owner), ("etcd", &None));
+}
+
 #[tokio::test]
 async fn namespaces_are_known_with_both_of_their_lists() {
     let api = lab();

@@ -27,10 +27,11 @@ use super::records::{Exemptions, Records};
 use super::uplinks::NodeInterfaces;
 use crate::advice::{Advise as _, chain};
 use crate::cgroup::RedirectPrograms;
-use crate::config::BpfConfig;
+use crate::config::{BpfConfig, HostNetworkMode};
 use crate::metrics::Metrics;
 use crate::netlink::Notifications;
 use crate::readiness::{Readiness, ReadinessStep};
+use crate::redirect::notifications::Watched;
 use crate::redirect::ownership::{self, Ownership};
 
 /// How often the pods' control group is looked for while it does not exist.
@@ -99,14 +100,7 @@ impl Keeper {
             debug!(error = chain(&error), "assuming that the network of this process is the initial one");
             0
         });
-        let changes = Changes::open()
-            .inspect_err(|error| {
-                warn!(
-                    event = "interface-notifications-unavailable", %error,
-                    "cannot subscribe to changes of interfaces and routes; checking for new ones at each --redirect-interval only"
-                )
-            })
-            .ok();
+        let changes = Watched::Interfaces.subscribed(Changes::open());
         let mut keeper = Self {
             settings,
             scope,
@@ -223,11 +217,7 @@ impl Keeper {
                         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
                     }
                     Err(error) => {
-                        warn!(
-                            event = "interface-notifications-unavailable", %error,
-                            "the subscription to changes of interfaces and routes failed; checking for new ones at each --redirect-interval \
-                             only"
-                        );
+                        Watched::Interfaces.lost(&error);
                         self.changes = None;
                     }
                 },
@@ -352,7 +342,7 @@ impl Keeper {
             classes: self.pods.classes(),
             level: self.pods.level,
             // The exit guard alone identifies nobody.
-            pass_host_network: self.settings.pass_host_network || self.scope == Scope::ExitGuard,
+            pass_host_network: self.settings.host_network_pods == HostNetworkMode::Ignore || self.scope == Scope::ExitGuard,
             targets,
         }
     }

@@ -1,73 +1,93 @@
-//! Finds redirects of the node's own metadata requests in the table `nat` of iptables. Pure.
+//! Finds redirects by other programs in the table `nat` of iptables. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::destination::{Destination, Fit, is_in_network};
 use crate::redirect::iptables::chains::KernelTable;
 use crate::redirect::iptables::listing::{IptablesListing, Listed, canonical};
-use crate::redirect::rules::Family;
 
 /// The targets that change a destination.
 const REDIRECTS: [&str; 4] = ["DNAT", "REDIRECT", "NETMAP", "TPROXY"];
 /// The prefix of our own chains.
 const OURS: &str = "ROLEGATE";
 
-/// Returns the rules that name the metadata address, or a network with it, and redirect what the node's own processes send there,
-/// by themselves or through other chains.
-pub(super) fn redirects(listing: &IptablesListing, family: Family) -> Vec<String> {
-    let reached = closure(listing, "OUTPUT");
+/// Returns the rules that name the destination, or a network or range with it, and redirect what is sent there, by themselves or
+/// through other chains.
+pub(super) fn redirects(listing: &IptablesListing, destination: Destination) -> Vec<String> {
+    let from = destination.hooks().iter().map(|hook| hook.to_uppercase());
+    let reached: BTreeSet<_> = from.flat_map(|from| closure(listing, &from, destination)).collect();
     let rules = reached.iter().flat_map(|chain| listing.chain(KernelTable::Nat, chain));
     rules
-        .filter(|rule| names(rule, family.metadata()) && leads_to_redirect(listing, rule))
+        .filter(|rule| fit(rule, destination) == Fit::Named && leads_to_redirect(listing, rule, destination))
         .map(|rule| format!("-A {} {}", rule.chain, rule.words))
         .collect()
 }
 
-/// Returns a chain and the chains that can be reached from it, without ours.
-fn closure(listing: &IptablesListing, from: &str) -> BTreeSet<String> {
+/// Returns a chain and the chains that packets to the destination can reach from it, without ours.
+fn closure(listing: &IptablesListing, from: &str, destination: Destination) -> BTreeSet<String> {
     let mut reached = BTreeSet::new();
     let mut next = vec![from.to_owned()];
     while let Some(chain) = next.pop() {
         if chain.starts_with(OURS) || !reached.insert(chain.clone()) {
             continue;
         }
-        let targets = listing.chain(KernelTable::Nat, &chain).filter_map(Listed::target);
-        next.extend(targets.filter(|target| listing.has_chain(KernelTable::Nat, target)));
+        let rules = listing.chain(KernelTable::Nat, &chain).filter(|rule| fit(rule, destination) != Fit::Excluded);
+        next.extend(rules.filter_map(Listed::target).filter(|target| listing.has_chain(KernelTable::Nat, target)));
     }
     reached
 }
 
-fn leads_to_redirect(listing: &IptablesListing, rule: &Listed) -> bool {
+fn leads_to_redirect(listing: &IptablesListing, rule: &Listed, destination: Destination) -> bool {
     let Some(target) = rule.target() else { return false };
     let redirects = |target: &str| REDIRECTS.contains(&target);
-    let of_chain = |chain: &String| listing.chain(KernelTable::Nat, chain).filter_map(Listed::target).any(|target| redirects(&target));
-    redirects(&target) || (listing.has_chain(KernelTable::Nat, &target) && closure(listing, &target).iter().any(of_chain))
+    let of_chain = |chain: &String| {
+        let mut rules = listing.chain(KernelTable::Nat, chain).filter(|rule| fit(rule, destination) != Fit::Excluded);
+        rules.any(|rule| rule.target().is_some_and(|target| redirects(&target)))
+    };
+    redirects(&target) || (listing.has_chain(KernelTable::Nat, &target) && closure(listing, &target, destination).iter().any(of_chain))
 }
 
-/// Returns whether the destination that a rule names includes the address.
-fn names(rule: &Listed, address: IpAddr) -> bool {
-    canonical(&rule.words).iter().find_map(|word| word.strip_prefix("-d ")).is_some_and(|destination| includes(destination, address))
+/// Returns whether a rule applies to packets to the destination.
+fn fit(rule: &Listed, destination: Destination) -> Fit {
+    let options = canonical(&rule.words);
+    options.iter().map(|option| of_option(option, destination)).fold(Fit::Open, Fit::and)
+}
+
+fn of_option(option: &str, destination: Destination) -> Fit {
+    let (option, negated) = option.strip_prefix("! ").map_or((option, false), |option| (option, true));
+    let Some((name, value)) = option.split_once(' ') else { return Fit::Open };
+    let fit = match (name, destination.port()) {
+        ("-d", _) => Fit::named_if(includes(value, destination.ip())),
+        ("--dport" | "--dports" | "--destination-ports", Some(port)) => {
+            Fit::named_if(value.split(',').any(|ports| is_in_range(ports, port)))
+        }
+        ("-p", Some(_)) => Fit::open_if(matches!(value, "tcp" | "6" | "all" | "0")),
+        ("--dst-type", Some(_)) => Fit::open_if(value == "LOCAL"),
+        _ => return Fit::Open,
+    };
+    if negated { fit.negated() } else { fit }
+}
+
+/// Returns whether a port is this one, or is in a range like `80:90`.
+fn is_in_range(ports: &str, port: u16) -> bool {
+    let (first, last) = ports.split_once(':').unwrap_or((ports, ports));
+    let end = |text: &str, default: u16| if text.is_empty() { Some(default) } else { text.parse().ok() };
+    matches!((end(first, 0), end(last, u16::MAX)), (Some(first), Some(last)) if (first..=last).contains(&port))
 }
 
 /// Returns whether an address or a network, in the notation of iptables, includes an address of the same family.
 fn includes(destination: &str, address: IpAddr) -> bool {
     let (network, length) = destination.split_once('/').unwrap_or((destination, ""));
-    let (Ok(network), bits) = (network.parse::<IpAddr>(), if address.is_ipv4() { 32 } else { 128 }) else { return false };
-    if network.is_ipv4() != address.is_ipv4() {
-        return false;
-    }
-    let length: u32 = if length.is_empty() { bits } else { length.parse().unwrap_or(bits) };
-    let value = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => u128::from(ip.to_bits()),
-        IpAddr::V6(ip) => ip.to_bits(),
-    };
-    let shift = bits.saturating_sub(length);
-    value(network).checked_shr(shift).unwrap_or(0) == value(address).checked_shr(shift).unwrap_or(0)
+    let Ok(network) = network.parse::<IpAddr>() else { return false };
+    is_in_network(address, network, length.parse().unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
     use super::*;
+    use crate::redirect::rules::Family;
 
     /// What kube-proxy writes for a Service with the metadata address as an external IP and one endpoint.
     const KUBE_PROXY: &str = "\
@@ -94,7 +114,11 @@ COMMIT
 ";
 
     fn found(text: &str, family: Family) -> Vec<String> {
-        redirects(&IptablesListing::parse(text), family)
+        redirects(&IptablesListing::parse(text), Destination::Metadata(family))
+    }
+
+    fn found_to(daemon: &str, text: &str) -> Vec<String> {
+        redirects(&IptablesListing::parse(text), Destination::Daemon(daemon.parse().unwrap()))
     }
 
     #[test]
@@ -107,6 +131,57 @@ COMMIT
         assert_eq!(found(without, Family::V4), [""; 0]);
         // Pods' requests meet rolegate's redirect first.
         assert_eq!(found(&KUBE_PROXY.replace("-A OUTPUT -m", "-A POSTROUTING -m"), Family::V4), [""; 0]);
+    }
+
+    #[test]
+    fn a_service_with_the_daemons_address_and_port_is_found() {
+        let service = KUBE_PROXY.replace("-d 169.254.169.254/32 -p tcp -m comment", "-d 192.0.2.1/32 -p tcp -m comment");
+        let service = service.replace("--dport 80 -j KUBE-EXT-X", "--dport 8181 -j KUBE-EXT-X");
+        for hook in ["PREROUTING", "OUTPUT"] {
+            let service = service.replace(&format!("-A {hook} -m comment"), "-A POSTROUTING -m comment");
+            let [rule] = &found_to("192.0.2.1:8181", &service)[..] else { panic!("not exactly one: {service}") };
+            assert!(rule.starts_with("-A KUBE-SERVICES -d 192.0.2.1/32") && rule.contains("evil/imds:http"), "{rule}");
+        }
+        assert_eq!(found(&service, Family::V4), [""; 0]);
+        for other in ["192.0.2.1:8182", "192.0.2.2:8181", "10.42.0.7:8080", "[2001:db8::1]:8181"] {
+            assert_eq!(found_to(other, &service), [""; 0], "{other}");
+        }
+    }
+
+    #[test]
+    fn only_redirects_of_the_daemons_address_and_port_count() {
+        const DAEMON: &str = "192.0.2.1:8181";
+        let nat = |rule: &str| {
+            format!("*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:OTHER - [0:0]\n:ROLEGATE-KEEP-IN - [0:0]\n{rule}\nCOMMIT\n")
+        };
+        for rule in [
+            "-A PREROUTING -d 192.0.2.1/32 -j DNAT --to-destination 10.42.0.7",
+            "-A PREROUTING -d 192.0.2.0/24 -p tcp -j REDIRECT --to-ports 15001",
+            "-A OUTPUT -d 192.0.2.1/32 -p tcp -m tcp --dport 8181 -j DNAT --to-destination 10.42.0.7:8080",
+            // A host port of a pod.
+            "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 8181 -j DNAT --to-destination 10.42.0.7:8080",
+            "-A PREROUTING ! -i docker0 -p tcp -m multiport --dports 80,8000:9000 -j DNAT --to-destination 10.42.0.7:8080",
+        ] {
+            assert_eq!(found_to(DAEMON, &nat(rule)), [rule]);
+        }
+        for rule in [
+            "-A PREROUTING -p tcp -j DNAT --to-destination 10.42.0.7",
+            "-A PREROUTING -d 192.0.2.1/32 -p tcp -j RETURN",
+            "-A PREROUTING -d 192.0.2.1/32 -p udp -m udp --dport 8181 -j DNAT --to-destination 10.42.0.7:8080",
+            "-A PREROUTING -d 192.0.2.1/32 -p tcp -m tcp --dport 8182 -j DNAT --to-destination 10.42.0.7:8080",
+            "-A PREROUTING -d 192.0.2.2/32 -p tcp -m tcp --dport 8181 -j DNAT --to-destination 10.42.0.7:8080",
+            "-A PREROUTING ! -d 192.0.2.1/32 -p tcp -m tcp --dport 8181 -j DNAT --to-destination 10.42.0.7:8080",
+            "-A PREROUTING -p tcp -m addrtype ! --dst-type LOCAL -m tcp --dport 8181 -j DNAT --to-destination 10.42.0.7:8080",
+            "-A PREROUTING -d 169.254.169.254/32 -i cni0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.0.2.1:8181",
+            "-A POSTROUTING -d 192.0.2.1/32 -j DNAT --to-destination 10.42.0.7",
+            // Not of packets to the daemon.
+            "-A PREROUTING -d 192.0.2.9/32 -j OTHER\n-A OTHER -p tcp -m tcp --dport 8181 -j DNAT --to-destination 10.42.0.7:8080",
+            // Our own.
+            "-A PREROUTING -d 192.0.2.1/32 -p tcp -m tcp --dport 8181 -j ROLEGATE-KEEP-IN\n\
+             -A ROLEGATE-KEEP-IN -d 192.0.2.1/32 -p tcp -m tcp --dport 8181 -j DNAT --to-destination 192.0.2.1",
+        ] {
+            assert_eq!(found_to(DAEMON, &nat(rule)), [""; 0], "{rule}");
+        }
     }
 
     #[test]

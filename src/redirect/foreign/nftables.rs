@@ -1,11 +1,11 @@
-//! Finds redirects of the node's own metadata requests in a table of nftables. Pure.
+//! Finds redirects by other programs in a table of nftables. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde_json::Value;
 
-use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6};
+use super::destination::{Destination, Fit, is_in_network};
 use crate::redirect::nftables::TABLE;
 use crate::redirect::rules::Family;
 
@@ -25,48 +25,71 @@ impl TableName {
     }
 }
 
-/// Returns the tables, except our own, with a chain that changes the destination of the node's own packets. `json` lists all
-/// chains.
-pub(super) fn tables_with_own_nat(json: &str) -> BTreeSet<TableName> {
+/// Returns the tables, except our own, with a chain that can redirect packets to one of the destinations. `json` lists all chains.
+pub(super) fn tables_with_nat(json: &str, destinations: &[Destination]) -> BTreeSet<TableName> {
     let listed: Value = serde_json::from_str(json).unwrap_or_default();
-    let chains = objects(&listed, "chain").filter(|chain| is_own_nat(chain));
+    let chains = objects(&listed, "chain").filter(|chain| destinations.iter().any(|destination| is_nat(chain, *destination)));
     let names = chains.map(|chain| TableName { family: text(&chain["family"]), name: text(&chain["table"]) });
     names.filter(|table| table.family != "inet" || table.name != TABLE).collect()
 }
 
-/// Describes the rules and the elements of maps that name the metadata address, or a network with it, and redirect what the node's
-/// own processes send there, by themselves or through other chains of the table. `json` lists one table.
-pub(super) fn redirects(json: &str) -> Vec<String> {
+/// Describes the rules and the elements of maps that name the destination, or a network or range with it, and redirect what is sent
+/// there, by themselves or through other chains of the table. `json` lists one table.
+pub(super) fn redirects(json: &str, destination: Destination) -> Vec<String> {
     let listed: Value = serde_json::from_str(json).unwrap_or_default();
-    let table = Table::of(&listed);
-    let from = objects(&listed, "chain").filter(|chain| is_own_nat(chain)).map(|chain| text(&chain["name"]));
+    let table = Table::of(&listed, destination);
+    let from = objects(&listed, "chain").filter(|chain| is_nat(chain, destination)).map(|chain| text(&chain["name"]));
+    let name = destination.name();
     let mut found = Vec::new();
     for chain in table.closure(from.collect()) {
         for rule in table.rules_of(&chain) {
-            if names_metadata(rule, false) && table.redirects(rule) {
-                found.push(format!("a rule of the chain {chain} names the metadata address and redirects"));
-            }
+            let by_rule = table.fit(rule) == Fit::Named && table.redirects(rule);
+            let mut is_rule_described = false;
             for map in maps_of(rule) {
-                let elements = table.maps.get(&map).into_iter().flatten();
-                if elements.clone().any(|element| names_metadata(&element[0], true) && table.element_redirects(rule, element)) {
-                    found.push(format!("the map {map}, which the chain {chain} uses, redirects the metadata address"));
+                let mut elements = table.elements_of(&map).filter(|element| fit_of(map.key, &element[0], destination) == Fit::Named);
+                if !elements.any(|element| table.element_redirects(rule, element)) {
+                    continue;
                 }
+                match map.name() {
+                    Some(map) => found.push(format!("the map {map}, which the chain {chain} uses, redirects {name}")),
+                    None => is_rule_described = true,
+                }
+            }
+            if by_rule || is_rule_described {
+                found.push(format!("a rule of the chain {chain} names {name} and redirects"));
             }
         }
     }
     found
 }
 
-/// The rules and maps of a table.
-#[derive(Debug, Default)]
+/// The rules and maps of a table, for packets to a destination.
+#[derive(Debug)]
 struct Table<'a> {
+    destination: Destination,
     rules: BTreeMap<String, Vec<&'a Value>>,
     maps: BTreeMap<String, Vec<&'a Value>>,
 }
 
+/// A map that a rule looks packets up in.
+#[derive(Clone, Copy, Debug)]
+struct MapUse<'a> {
+    /// What is looked up.
+    key: &'a Value,
+    /// The elements, or the name of the map.
+    data: &'a Value,
+}
+
+impl MapUse<'_> {
+    /// Returns the name, unless the map is part of the rule.
+    fn name(&self) -> Option<&str> {
+        self.data.as_str().and_then(|name| name.strip_prefix('@'))
+    }
+}
+
 impl<'a> Table<'a> {
-    fn of(listed: &'a Value) -> Self {
-        let mut table = Self::default();
+    fn of(listed: &'a Value, destination: Destination) -> Self {
+        let mut table = Self { destination, rules: BTreeMap::new(), maps: BTreeMap::new() };
         for rule in objects(listed, "rule") {
             table.rules.entry(text(&rule["chain"])).or_default().push(&rule["expr"]);
         }
@@ -77,43 +100,80 @@ impl<'a> Table<'a> {
         table
     }
 
+    /// Returns the rules of a chain that may apply.
     fn rules_of(&self, chain: &str) -> impl Iterator<Item = &'a Value> {
-        self.rules.get(chain).into_iter().flatten().copied()
+        self.rules.get(chain).into_iter().flatten().copied().filter(|rule| self.fit(rule) != Fit::Excluded)
     }
 
-    /// Returns these chains and those that can be reached from them.
+    /// Returns the elements of a map.
+    fn elements_of(&self, map: &MapUse<'a>) -> impl Iterator<Item = &'a Value> {
+        let named = map.name().and_then(|name| self.maps.get(name)).into_iter().flatten().copied();
+        named.chain(map.data["set"].as_array().into_iter().flatten())
+    }
+
+    /// Returns whether a rule applies to packets to the destination, by its matches.
+    fn fit(&self, rule: &Value) -> Fit {
+        let matches = rule.as_array().into_iter().flatten().filter_map(|statement| statement.get("match"));
+        let fits = matches.map(|one| {
+            let fit = fit_of(&one["left"], &one["right"], self.destination);
+            match one["op"].as_str() {
+                Some("==" | "in") => fit,
+                Some("!=") => fit.negated(),
+                _ => Fit::Open,
+            }
+        });
+        fits.fold(Fit::Open, Fit::and)
+    }
+
+    /// Returns these chains and those that packets can reach from them.
     fn closure(&self, from: Vec<String>) -> BTreeSet<String> {
         let (mut reached, mut next) = (BTreeSet::new(), from);
         while let Some(chain) = next.pop() {
             if reached.insert(chain.clone()) {
-                let of_rule = |rule: &'a Value| {
-                    let elements = maps_of(rule).into_iter().flat_map(|map| self.maps.get(&map).into_iter().flatten());
-                    targets(rule).into_iter().chain(elements.flat_map(|element| targets(element)))
-                };
-                next.extend(self.rules_of(&chain).flat_map(of_rule));
+                next.extend(self.rules_of(&chain).flat_map(|rule| self.next_of(rule)));
             }
         }
         reached
     }
 
-    /// Returns whether a statement redirects by itself, or sends packets to chains of which one does.
-    fn redirects(&self, statement: &Value) -> bool {
-        let by_itself = |value: &Value| has_key(value, &["dnat", "redirect"]) || is_target_of_iptables(value);
-        by_itself(statement) || self.closure(targets(statement)).iter().any(|chain| self.rules_of(chain).any(by_itself))
+    /// Returns the chains that a rule sends packets to, by itself and by the elements of its maps.
+    fn next_of(&self, rule: &'a Value) -> Vec<String> {
+        let maps = maps_of(rule);
+        let mut next: Vec<_> = rule.as_array().into_iter().flatten().filter(|one| one.get("vmap").is_none()).flat_map(targets).collect();
+        for map in &maps {
+            let elements = self.elements_of(map).filter(|element| fit_of(map.key, &element[0], self.destination) != Fit::Excluded);
+            next.extend(elements.flat_map(targets));
+        }
+        next
+    }
+
+    /// Returns whether a rule redirects by itself, or sends packets to chains of which one does.
+    fn redirects(&self, rule: &'a Value) -> bool {
+        redirects_by_itself(rule) || self.any_redirects(self.next_of(rule))
+    }
+
+    fn any_redirects(&self, chains: Vec<String>) -> bool {
+        self.closure(chains).iter().any(|chain| self.rules_of(chain).any(redirects_by_itself))
     }
 
     /// Returns whether an element of a map redirects: it holds a verdict, or an address for a `dnat` of the rule that uses it.
     fn element_redirects(&self, rule: &Value, element: &Value) -> bool {
-        self.redirects(&element[1]) || (has_key(rule, &["dnat"]) && targets(element).is_empty())
+        let targets = targets(element);
+        (targets.is_empty() && has_key(rule, &["dnat"])) || self.any_redirects(targets)
     }
+}
+
+fn redirects_by_itself(rule: &Value) -> bool {
+    has_key(rule, &["dnat", "redirect"]) || is_target_of_iptables(rule)
 }
 
 fn objects<'a>(listed: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
     listed["nftables"].as_array().into_iter().flatten().filter_map(move |object| object.get(kind))
 }
 
-fn is_own_nat(chain: &Value) -> bool {
-    chain["type"] == "nat" && chain["hook"] == "output"
+/// Returns whether a chain can redirect packets to the destination.
+fn is_nat(chain: &Value, destination: Destination) -> bool {
+    chain["type"] == "nat" && destination.hooks().iter().any(|hook| chain["hook"] == *hook)
 }
 
 /// Returns the chains that a statement, or any part of it, jumps or goes to.
@@ -127,12 +187,12 @@ fn targets(value: &Value) -> Vec<String> {
     found
 }
 
-/// Returns the names of the maps that a rule looks addresses up in.
-fn maps_of(rule: &Value) -> Vec<String> {
+/// Returns the maps that a rule looks packets up in.
+fn maps_of(rule: &Value) -> Vec<MapUse<'_>> {
     let mut found = Vec::new();
     visit(rule, &mut |key, value| {
         if matches!(key, "vmap" | "map") {
-            found.extend(value["data"].as_str().and_then(|name| name.strip_prefix('@')).map(str::to_owned));
+            found.push(MapUse { key: &value["key"], data: &value["data"] });
         }
     });
     found
@@ -165,55 +225,57 @@ fn visit<'a>(value: &'a Value, see: &mut impl FnMut(&str, &'a Value)) {
     }
 }
 
-/// Returns whether a value has the metadata address, or a network or range with it. Of a rule, only what packets are compared with
-/// counts (`bare` is false), and not where they are sent.
-fn names_metadata(value: &Value, bare: bool) -> bool {
-    match value {
-        Value::String(text) => bare && text.parse().is_ok_and(is_metadata),
-        Value::Array(values) => values.iter().any(|value| names_metadata(value, bare)),
-        Value::Object(fields) => fields.iter().any(|(key, value)| match key.as_str() {
-            "match" => value["op"] != "!=" && names_metadata(&value["right"], true),
-            // The keys of an anonymous map; what they lead to are verdicts or addresses.
-            "vmap" | "map" => {
-                let elements = value["data"]["set"].as_array().into_iter().flatten();
-                elements.into_iter().any(|element| names_metadata(&element[0], true))
-            }
-            "prefix" if bare => includes(value),
-            "range" if bare => is_between(value),
-            "dnat" | "redirect" => value.as_object().is_some_and(|to| to.values().any(|to| to.is_object() && names_metadata(to, false))),
-            _ => names_metadata(value, bare),
-        }),
-        _ => false,
+/// Returns whether a property of packets to the destination (`left`) has one of these values (`right`).
+fn fit_of(left: &Value, right: &Value, destination: Destination) -> Fit {
+    if let Some(alternatives) = right["set"].as_array().or_else(|| right.as_array()) {
+        let fits = alternatives.iter().map(|one| fit_of(left, one, destination));
+        return fits.max().unwrap_or(Fit::Excluded);
+    }
+    if let Some(element) = right.get("elem") {
+        return fit_of(left, &element["val"], destination);
+    }
+    if let (Some(parts), Some(values)) = (left["concat"].as_array(), right["concat"].as_array()) {
+        return parts.iter().zip(values).map(|(left, right)| fit_of(left, right, destination)).fold(Fit::Open, Fit::and);
+    }
+    // A named set may have any elements.
+    if right.as_str().is_some_and(|name| name.starts_with('@')) {
+        return Fit::Open;
+    }
+    let (payload, ct) = (&left["payload"], text(&left["ct"]["key"]));
+    let field = payload["field"].as_str().unwrap_or_default();
+    match destination.port() {
+        _ if field == "daddr" || ct.ends_with("daddr") => Fit::named_if(is_address_in(right, destination.ip())),
+        Some(port) if field == "dport" && matches!(payload["protocol"].as_str(), Some("tcp" | "th")) => {
+            Fit::named_if(is_port_in(right, port))
+        }
+        // A port of another protocol.
+        Some(_) if field == "dport" => Fit::Excluded,
+        Some(_) if left["meta"]["key"] == "l4proto" || matches!(field, "protocol" | "nexthdr") => {
+            Fit::open_if(matches!(text(right).as_str(), "tcp" | "6"))
+        }
+        _ => Fit::Open,
     }
 }
 
-fn is_metadata(ip: IpAddr) -> bool {
-    ip == METADATA_IPV4 || ip == METADATA_IPV6
-}
-
-fn includes(prefix: &Value) -> bool {
-    let (Some(Ok(network)), Some(length)) = (prefix["addr"].as_str().map(str::parse::<IpAddr>), prefix["len"].as_u64()) else {
-        return false;
-    };
-    let length = u32::try_from(length).unwrap_or(u32::MAX);
-    match network {
-        IpAddr::V4(network) => {
-            let shift = 32_u32.saturating_sub(length);
-            network.to_bits().checked_shr(shift) == METADATA_IPV4.to_bits().checked_shr(shift)
-        }
-        IpAddr::V6(network) => {
-            let shift = 128_u32.saturating_sub(length);
-            network.to_bits().checked_shr(shift) == METADATA_IPV6.to_bits().checked_shr(shift)
-        }
+/// Returns whether a value is this address, or a network or range with it.
+fn is_address_in(value: &Value, ip: IpAddr) -> bool {
+    let address = |value: &Value| value.as_str().and_then(|text| text.parse::<IpAddr>().ok());
+    if let (Some(network), Some(length)) = (address(&value["prefix"]["addr"]), value["prefix"]["len"].as_u64()) {
+        return is_in_network(ip, network, u32::try_from(length).unwrap_or(u32::MAX));
     }
+    if let (Some(first), Some(last)) = (address(&value["range"][0]), address(&value["range"][1])) {
+        return [first, last].iter().all(|end| end.is_ipv4() == ip.is_ipv4()) && (first..=last).contains(&ip);
+    }
+    address(value) == Some(ip)
 }
 
-fn is_between(range: &Value) -> bool {
-    let end = |at: usize| range[at].as_str().and_then(|text| text.parse::<IpAddr>().ok());
-    let (Some(first), Some(last)) = (end(0), end(1)) else { return false };
-    [IpAddr::V4(METADATA_IPV4), IpAddr::V6(METADATA_IPV6)]
-        .iter()
-        .any(|address| first.is_ipv4() == address.is_ipv4() && last.is_ipv4() == address.is_ipv4() && (first..=last).contains(address))
+/// Returns whether a value is this port, or a range with it.
+fn is_port_in(value: &Value, port: u16) -> bool {
+    let port = u64::from(port);
+    match (value["range"][0].as_u64(), value["range"][1].as_u64()) {
+        (Some(first), Some(last)) => (first..=last).contains(&port),
+        _ => value.as_u64() == Some(port),
+    }
 }
 
 fn text(value: &Value) -> String {
@@ -221,6 +283,7 @@ fn text(value: &Value) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
     use serde_json::json;
 
@@ -235,17 +298,26 @@ mod tests {
     }
 
     fn found(objects: &[Value]) -> Vec<String> {
-        redirects(&json!({ "nftables": objects }).to_string())
+        let json = json!({ "nftables": objects }).to_string();
+        Family::ALL.into_iter().flat_map(|family| redirects(&json, Destination::Metadata(family))).collect()
+    }
+
+    fn found_to(daemon: &str, objects: &[Value]) -> Vec<String> {
+        redirects(&json!({ "nftables": objects }).to_string(), Destination::Daemon(daemon.parse().unwrap()))
     }
 
     /// What kube-proxy's mode `nftables` writes for a Service with this external IP.
     fn kube_proxy(external_ip: &str) -> Vec<Value> {
+        kube_proxy_at(external_ip, 80)
+    }
+
+    fn kube_proxy_at(external_ip: &str, port: u16) -> Vec<Value> {
         let key = json!({"concat": [{"payload": {"protocol": "ip", "field": "daddr"}}, {"meta": {"key": "l4proto"}}, {"payload": {"protocol": "th", "field": "dport"}}]});
         vec![
             nat_output("kube-proxy"),
             json!({"map": {"family": "ip", "name": "service-ips", "table": "kube-proxy", "map": "verdict", "elem": [
                 [{"concat": ["10.96.0.1", "tcp", 443]}, {"goto": {"target": "service-a"}}],
-                [{"elem": {"val": {"concat": [external_ip, "tcp", 80]}, "comment": "evil/imds:http"}}, {"goto": {"target": "external-b"}}],
+                [{"elem": {"val": {"concat": [external_ip, "tcp", port]}, "comment": "evil/imds:http"}}, {"goto": {"target": "external-b"}}],
             ]}}),
             rule("nat-output", json!([{"jump": {"target": "services"}}])),
             rule("services", json!([{"vmap": {"key": key, "data": "@service-ips"}}])),
@@ -301,19 +373,81 @@ mod tests {
             "data": {"set": [["169.254.169.254", "10.0.0.1"]]}}}}});
         assert_eq!(redirects(json!([anonymous])), 1);
         assert_eq!(redirects(json!([])), 0);
-        assert_eq!(super::redirects(""), [""; 0]);
+        assert_eq!(super::redirects("", Destination::Metadata(Family::V4)), [""; 0]);
     }
 
     #[test]
-    fn tables_with_nat_for_the_nodes_own_packets_are_read() {
+    fn a_service_with_the_daemons_address_and_port_is_found() {
+        const DAEMON: &str = "192.0.2.1:8181";
+        assert_eq!(
+            found_to(DAEMON, &kube_proxy_at("192.0.2.1", 8181)),
+            ["the map service-ips, which the chain services uses, redirects the daemon's address and port"]
+        );
+        for (ip, port) in [("192.0.2.1", 8182), ("192.0.2.2", 8181), ("169.254.169.254", 80)] {
+            assert_eq!(found_to(DAEMON, &kube_proxy_at(ip, port)), [""; 0], "{ip}:{port}");
+        }
+    }
+
+    #[test]
+    fn only_redirects_of_the_daemons_address_and_port_count() {
+        let prerouting =
+            json!({"chain": {"family": "ip", "table": "t", "name": "dstnat", "type": "nat", "hook": "prerouting", "prio": -100}});
+        let matches = |op: &str, left: Value, right: Value| json!({"match": {"op": op, "left": left, "right": right}});
+        let field = |protocol: &str, field: &str| json!({"payload": {"protocol": protocol, "field": field}});
+        let (daddr, dport) = (|| field("ip", "daddr"), |protocol: &str| field(protocol, "dport"));
+        let dnat = || json!({"dnat": {"addr": "10.42.0.7", "port": 8080}});
+        let count = |daemon: &str, expr: Value| found_to(daemon, &[prerouting.clone(), rule("dstnat", expr)]).len();
+        let daemon = "192.0.2.1:8181";
+        let tcp = || matches("==", json!({"meta": {"key": "l4proto"}}), json!("tcp"));
+        for expr in [
+            json!([matches("==", daddr(), json!("192.0.2.1")), dnat()]),
+            json!([matches("==", daddr(), json!("192.0.2.1")), matches("==", dport("tcp"), json!(8181)), dnat()]),
+            json!([matches("==", daddr(), json!({"prefix": {"addr": "192.0.2.0", "len": 24}})), tcp(), dnat()]),
+            // A host port of a pod.
+            json!([matches("==", dport("tcp"), json!(8181)), dnat()]),
+            json!([matches("==", dport("th"), json!({"range": [8000, 9000]})), {"redirect": {"port": 1}}]),
+            json!([matches("==", dport("tcp"), json!({"set": [80, 8181]})), {"xt": {"type": "target", "name": "DNAT"}}]),
+            json!([matches("==", daddr(), json!("@node-ips")), matches("==", dport("tcp"), json!(8181)), dnat()]),
+        ] {
+            assert_eq!(count(daemon, expr.clone()), 1, "{expr}");
+            assert_eq!(found(&[prerouting.clone(), rule("dstnat", expr.clone())]).len(), 0, "{expr}");
+        }
+        for expr in [
+            json!([tcp(), dnat()]),
+            json!([matches("==", daddr(), json!("192.0.2.1")), {"accept": null}]),
+            json!([matches("==", daddr(), json!("192.0.2.1")), matches("==", dport("tcp"), json!(8182)), dnat()]),
+            json!([matches("==", daddr(), json!("192.0.2.1")), matches("==", dport("udp"), json!(8181)), dnat()]),
+            json!([matches("==", daddr(), json!("192.0.2.2")), matches("==", dport("tcp"), json!(8181)), dnat()]),
+            json!([matches("!=", daddr(), json!("192.0.2.1")), matches("==", dport("tcp"), json!(8181)), dnat()]),
+            json!([matches("==", field("ip", "saddr"), json!("192.0.2.1")), dnat()]),
+            json!([matches("==", field("ip", "protocol"), json!("udp")), matches("==", dport("th"), json!(8181)), dnat()]),
+        ] {
+            assert_eq!(count(daemon, expr.clone()), 0, "{expr}");
+        }
+        let ipv6 = json!([matches("==", field("ip6", "daddr"), json!("2001:db8::1")), dnat()]);
+        assert_eq!((count("[2001:db8::1]:8181", ipv6.clone()), count(daemon, ipv6)), (1, 0));
+        // A chain that packets to the daemon do not reach.
+        let jump = |port: u16| {
+            let expr = json!([matches("==", daddr(), json!("192.0.2.9")), {"jump": {"target": "other"}}]);
+            let other = json!([matches("==", dport("tcp"), json!(port)), dnat()]);
+            found_to(daemon, &[prerouting.clone(), rule("dstnat", expr), rule("other", other)]).len()
+        };
+        assert_eq!(jump(8181), 0);
+    }
+
+    #[test]
+    fn tables_with_nat_for_the_destinations_are_read() {
         let chain = |family: &str, table: &str, kind: &str, hook: &str| json!({"chain": {"family": family, "table": table, "name": "c", "type": kind, "hook": hook, "prio": -100}});
         let chains = json!({"nftables": [
             chain("ip", "kube-proxy", "nat", "output"), chain("inet", TABLE, "nat", "output"), chain("ip", "a", "nat", "prerouting"),
             chain("ip", "b", "filter", "output"), chain("ip6", "nat", "nat", "output"),
         ]});
-        let found: Vec<_> = tables_with_own_nat(&chains.to_string()).into_iter().collect();
+        let tables = |destinations: &[Destination]| tables_with_nat(&chains.to_string(), destinations).into_iter().collect::<Vec<_>>();
+        let found = tables(&[Destination::Metadata(Family::V4)]);
         let name = |family: &str, name: &str| TableName { family: family.to_owned(), name: name.to_owned() };
         assert_eq!(found, [name("ip", "kube-proxy"), name("ip6", "nat")]);
+        let of_daemon = tables(&[Destination::Daemon("192.0.2.1:8181".parse().unwrap())]);
+        assert_eq!(of_daemon, [name("ip", "a"), name("ip", "kube-proxy"), name("ip6", "nat")]);
         assert!(found[1].is_of_iptables(Family::V6) && !found[1].is_of_iptables(Family::V4) && !found[0].is_of_iptables(Family::V4));
     }
 }

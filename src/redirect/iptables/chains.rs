@@ -35,7 +35,8 @@ impl KernelTable {
 }
 
 /// The hooks in the order in which their rules are installed, the guard first.
-pub(super) const ORDER: [Hook; 6] = [Hook::Guard, Hook::Backstop, Hook::Direct, Hook::Exit, Hook::Pin, Hook::Redirect];
+pub(super) const ORDER: [Hook; 8] =
+    [Hook::Guard, Hook::Backstop, Hook::Direct, Hook::Exit, Hook::Pin, Hook::KeepOutgoing, Hook::KeepIncoming, Hook::Redirect];
 
 /// A chain of ours, and the jump to it at the head of a chain of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,15 +73,27 @@ impl ChainPosition {
             // The table `nat` cannot drop, and comes too late: after it, a pod's packet may have an address of the node.
             Hook::Exit => Self { table: KernelTable::Mangle, from: "POSTROUTING", chain: "ROLEGATE-EXIT" },
             Hook::Pin => Self { table: KernelTable::Nat, from: "OUTPUT", chain: "ROLEGATE-PIN" },
+            Hook::KeepIncoming => Self { table: KernelTable::Nat, from: "PREROUTING", chain: "ROLEGATE-KEEP-IN" },
+            Hook::KeepOutgoing => Self { table: KernelTable::Nat, from: "OUTPUT", chain: "ROLEGATE-KEEP-OUT" },
         }
     }
 
     /// Returns every position at which rolegate may have rules, in the order of removal: requests stop arriving before the
     /// guard is removed.
-    pub(super) fn all() -> [Self; 7] {
+    pub(super) fn all() -> [Self; 9] {
         let of = |hook| Self::of(hook, KernelTable::Security);
         let in_mangle = Self::of(Hook::Backstop, KernelTable::Mangle);
-        [of(Hook::Redirect), of(Hook::Pin), of(Hook::Direct), of(Hook::Guard), in_mangle, of(Hook::Exit), of(Hook::Backstop)]
+        [
+            of(Hook::Redirect),
+            of(Hook::KeepIncoming),
+            of(Hook::KeepOutgoing),
+            of(Hook::Pin),
+            of(Hook::Direct),
+            of(Hook::Guard),
+            in_mangle,
+            of(Hook::Exit),
+            of(Hook::Backstop),
+        ]
     }
 }
 
@@ -93,6 +106,11 @@ impl Chain {
             Hook::Guard | Hook::Backstop | Hook::Exit => to_metadata,
             Hook::Pin => format!("{to_metadata} {}", match_words(&Match::Tcp)),
             Hook::Redirect => format!("{to_metadata} {}", match_words(&Match::TcpPort(METADATA_PORT))),
+            // Empty without rules: the chain and the jump must not exist then.
+            Hook::KeepIncoming | Hook::KeepOutgoing => {
+                let rules = rules.rules(hook, family);
+                rules.first().map(|rule| rule.matches.iter().map(match_words).collect::<Vec<_>>().join(" ")).unwrap_or_default()
+            }
             Hook::Direct => {
                 let port = rules.targets.map_or(0, |targets| targets.port());
                 let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };

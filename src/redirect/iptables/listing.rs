@@ -154,18 +154,27 @@ impl IptablesListing {
         let jump = wanted.jump();
         let jumps: Vec<_> = self.jumps(table, chain).collect();
         let is_wanted = |rule: &Listed| rule.chain == from && same(&rule.words, &jump);
-        match self.chain(table, from).position(is_wanted) {
+        // The jumps to our other chains match other packets, and their order does not matter.
+        let is_ours = |rule: &Listed| {
+            let target = rule.target();
+            let places = ChainPosition::all();
+            places.iter().any(|place| (place.table, place.from) == (table, from) && target.as_deref() == Some(place.chain))
+        };
+        let before: Vec<_> = self.chain(table, from).take_while(|rule| !is_wanted(rule)).filter(|rule| !is_ours(rule)).collect();
+        match self.chain(table, from).find(|rule| is_wanted(rule)) {
             None if jumps.is_empty() => found.push(say(format!("{from} has no jump to {chain}"))),
             None => {
                 found.push(say(format!("the jump to {chain} is `-A {} {}` instead of `-A {from} {jump}`", jumps[0].chain, jumps[0].words)))
             }
-            Some(0) => {}
-            Some(place) => {
-                let first = self.chain(table, from).next().map_or("", |rule| rule.words.as_str());
-                let others =
-                    if place > 1 { format!(" and {} more rule{}", place - 1, if place > 2 { "s" } else { "" }) } else { String::new() };
-                let come = if place > 1 { "come" } else { "comes" };
-                found.push(say(format!("`-A {from} {first}`{others} {come} before rolegate's jump in {from}")));
+            Some(_) => {
+                if let Some(first) = before.first() {
+                    let others = match before.len() - 1 {
+                        0 => String::new(),
+                        more => format!(" and {more} more rule{}", if more > 1 { "s" } else { "" }),
+                    };
+                    let come = if before.len() > 1 { "come" } else { "comes" };
+                    found.push(say(format!("`-A {from} {}`{others} {come} before rolegate's jump in {from}", first.words)));
+                }
             }
         }
         if jumps.len() > 1 {

@@ -6,12 +6,19 @@ use super::chains::KernelTable;
 use super::listing::same;
 use super::*;
 use crate::config::InterfaceMatch;
-use crate::redirect::rules::Targets;
+use crate::redirect::rules::{DirectConnections, Targets};
 
 fn rule_set(interfaces: &[(&str, bool)]) -> RuleSet {
     let interfaces = interfaces.iter().map(|(name, negated)| InterfaceMatch { name: (*name).to_owned(), negated: *negated });
-    let targets = Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: "[2001:db8::1]:8181".parse().ok(), refuse_direct: true };
+    let targets =
+        Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: "[2001:db8::1]:8181".parse().ok(), direct: DirectConnections::Dropped };
     RuleSet { interfaces: interfaces.collect(), targets: Some(targets) }
+}
+
+/// Returns the rules of a node on which BPF programs send pods' connections straight to the daemon.
+fn kept() -> RuleSet {
+    let rules = rule_set(&[]);
+    RuleSet { targets: rules.targets.map(|targets| Targets { direct: DirectConnections::Kept, ..targets }), ..rules }
 }
 
 fn differences(listing: &IptablesListing, rules: &RuleSet) -> Vec<String> {
@@ -63,10 +70,13 @@ COMMIT
 #[test]
 fn the_shipped_files_match_the_rendered_rules() {
     let redirect = rule_set(&[]);
+    let kept = kept();
     let guard = RuleSet::guard_alone();
     for (rules, family, shipped) in [
         (&redirect, Family::V4, include_str!("../../../iptables/rolegate.rules")),
         (&redirect, Family::V6, include_str!("../../../iptables/rolegate6.rules")),
+        (&kept, Family::V4, include_str!("../../../iptables/rolegate-bpf.rules")),
+        (&kept, Family::V6, include_str!("../../../iptables/rolegate-bpf6.rules")),
         (&guard, Family::V4, include_str!("../../../iptables/guard.rules")),
         (&guard, Family::V6, include_str!("../../../iptables/guard6.rules")),
     ] {
@@ -162,6 +172,48 @@ fn each_change_is_described() {
     let missing = differences(&IptablesListing::default(), &rule_set(&[]));
     assert_eq!(missing[..2], ["table filter: the chain ROLEGATE-GUARD is missing", "table filter: FORWARD has no jump to ROLEGATE-GUARD"]);
     assert_eq!(missing.len(), 12);
+}
+
+/// What `iptables-save` adds to [`LISTED`] for [`kept`], without the rule `direct`.
+fn listed_kept() -> String {
+    let jump = |from: &str, chain: &str| format!("-A {from} -d 192.0.2.1/32 -p tcp -m tcp --dport 8181 -j {chain}\n");
+    let rule = |chain: &str| format!("-A {chain} -d 192.0.2.1/32 -p tcp -m tcp --dport 8181 -j DNAT --to-destination 192.0.2.1\n");
+    let chains = ":ROLEGATE-KEEP-IN - [0:0]\n:ROLEGATE-KEEP-OUT - [0:0]\n".to_owned();
+    let jumps = jump("PREROUTING", "ROLEGATE-KEEP-IN") + &jump("OUTPUT", "ROLEGATE-KEEP-OUT");
+    let rules = rule("ROLEGATE-KEEP-IN") + &rule("ROLEGATE-KEEP-OUT");
+    let text: Vec<_> = LISTED.lines().filter(|line| !line.contains("ROLEGATE-DIRECT")).map(|line| format!("{line}\n")).collect();
+    text.concat().replace(":ROLEGATE - [0:0]\n", &format!("{chains}:ROLEGATE - [0:0]\n{jumps}{rules}"))
+}
+
+#[test]
+fn connections_to_the_daemon_are_kept_ahead_of_the_rules_of_others() {
+    let text = listed_kept();
+    assert_eq!(differences(&IptablesListing::parse(&text), &kept()), [""; 0]);
+    // In any order among our own jumps, and after no other rule.
+    let (first, second) = ("-A PREROUTING -d 192.0.2.1/32 -p tcp -m tcp --dport 8181 -j ROLEGATE-KEEP-IN\n", "-A PREROUTING -j OTHER\n");
+    let behind = text.replace(first, &format!("{second}{first}"));
+    let comes = "table nat: `-A PREROUTING -j OTHER` comes before rolegate's jump in PREROUTING";
+    assert_eq!(differences(&IptablesListing::parse(&behind), &kept())[0], comes);
+    for (old, new, words) in [
+        (first, "", "table nat: PREROUTING has no jump to ROLEGATE-KEEP-IN"),
+        (
+            "-A ROLEGATE-KEEP-OUT -d 192.0.2.1/32 -p tcp -m tcp --dport 8181 -j DNAT --to-destination 192.0.2.1\n",
+            "",
+            "table nat: ROLEGATE-KEEP-OUT has 0 rules instead of 1: nothing",
+        ),
+    ] {
+        assert!(text.contains(old), "{old}");
+        assert_eq!(differences(&IptablesListing::parse(&text.replace(old, new)), &kept()), [words]);
+    }
+    // They are removed once the programs no longer redirect, and are no targets.
+    let listing = IptablesListing::parse(&text);
+    let targets: Vec<_> = listing.targets(ChainPosition::of(Hook::Redirect, KernelTable::Security)).collect();
+    assert_eq!(targets, ["192.0.2.1:8181".parse().unwrap()]);
+    for written in [text::install(&rule_set(&[]), Family::V4, &listing), text::remove(&listing)] {
+        for chain in ["ROLEGATE-KEEP-IN", "ROLEGATE-KEEP-OUT"] {
+            assert!(written.lines().any(|line| line == format!("-X {chain}")), "{written}");
+        }
+    }
 }
 
 /// The program is asked only about rules that it may have written in another way, not about an order that is known to be wrong.

@@ -36,6 +36,8 @@ impl ChainHook {
             // After everything that changes packets, and before source NAT gives pods' packets an address of the node.
             Hook::Exit => Self { chain: "exit", kind: "filter", hook: "postrouting", priority: SOURCE_NAT + AHEAD },
             Hook::Pin => Self { chain: "pin", kind: "nat", hook: "output", priority: OUR_NAT },
+            Hook::KeepIncoming => Self { chain: "keep_incoming", kind: "nat", hook: "prerouting", priority: OUR_NAT },
+            Hook::KeepOutgoing => Self { chain: "keep_outgoing", kind: "nat", hook: "output", priority: OUR_NAT },
             Hook::Backstop => return None,
         })
     }

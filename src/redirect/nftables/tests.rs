@@ -4,16 +4,25 @@ use super::chains::rules_of;
 use super::*;
 use crate::advice::Advise as _;
 use crate::config::InterfaceMatch;
-use crate::redirect::rules::{Family, Targets};
-use crate::redirect::rules::{Hook, Match};
+use crate::redirect::rules::{DirectConnections, Family, Hook, Match, Targets};
 
 fn interface(name: &str, negated: bool) -> InterfaceMatch {
     InterfaceMatch { name: name.to_owned(), negated }
 }
 
 fn full(interfaces: &[(&str, bool)]) -> RuleSet {
-    let targets = Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: Some("[2001:db8::1]:8181".parse().unwrap()), refuse_direct: true };
+    let targets = Targets {
+        ipv4: "192.0.2.1:8181".parse().ok(),
+        ipv6: Some("[2001:db8::1]:8181".parse().unwrap()),
+        direct: DirectConnections::Dropped,
+    };
     RuleSet { interfaces: interfaces.iter().map(|(name, negated)| interface(name, *negated)).collect(), targets: Some(targets) }
+}
+
+/// Returns the rules of a node on which BPF programs send pods' connections straight to the daemon.
+fn kept() -> RuleSet {
+    let rules = full(&[]);
+    RuleSet { targets: rules.targets.map(|targets| Targets { direct: DirectConnections::Kept, ..targets }), ..rules }
 }
 
 fn without_comments(text: &str) -> String {
@@ -82,7 +91,27 @@ fn changed(from: &str, to: &str) -> NftListing {
 #[test]
 fn the_shipped_files_match_the_rendered_rules() {
     assert_eq!(without_comments(include_str!("../../../iptables/rolegate.nft")), text::render(&full(&[])));
+    assert_eq!(without_comments(include_str!("../../../iptables/rolegate-bpf.nft")), text::render(&kept()));
     assert_eq!(without_comments(include_str!("../../../iptables/guard.nft")), text::render(&RuleSet::guard_alone()));
+}
+
+/// Connections to the daemon are kept at the priority of the redirect, and those rules are no redirects.
+#[test]
+fn connections_to_the_daemon_are_kept() {
+    let wanted = NftListing::of(&kept());
+    assert_eq!(wanted.observed().targets, NftListing::of(&full(&[])).observed().targets);
+    assert!(wanted.observed().is_guarded());
+    let differences = NftListing::of(&full(&[])).differences(&wanted);
+    assert_eq!(
+        differences,
+        [
+            "the chain keep_incoming is missing",
+            "the chain keep_outgoing is missing",
+            "the table inet rolegate has an unexpected chain direct"
+        ]
+    );
+    // Without the programs, there are no such chains.
+    assert!(!text::render(&full(&[])).contains("keep_"));
 }
 
 #[test]
@@ -120,7 +149,9 @@ fn a_name_that_would_end_the_string_is_refused() {
 /// An address tells which family's packets a rule matches.
 #[test]
 fn every_rule_has_an_address() {
-    for rule in Hook::ALL.into_iter().flat_map(|hook| rules_of(&full(&[("eth0", true), ("cni0", false)]), hook)) {
+    for rule in
+        Hook::ALL.into_iter().flat_map(|hook| [rules_of(&full(&[("eth0", true), ("cni0", false)]), hook), rules_of(&kept(), hook)].concat())
+    {
         assert!(rule.matches.iter().any(|one| matches!(one, Match::To(_) | Match::NotOpenedTo(_))), "{rule:?}");
     }
 }

@@ -129,13 +129,13 @@ struct Bed {
 }
 
 fn rules() -> RuleSet {
-    let targets = Targets { ipv4: "10.0.0.1:8181".parse().ok(), ipv6: None, refuse_direct: true };
+    let targets = Targets { ipv4: "10.0.0.1:8181".parse().ok(), ipv6: None, direct: DirectConnections::Dropped };
     RuleSet { interfaces: Vec::new(), targets: Some(targets) }
 }
 
 fn bed() -> Bed {
     let (kernel, metrics, readiness) = (Kernel::default(), Metrics::new(), Readiness::default());
-    let like = Like { interfaces: Vec::new(), refuse_direct: true, interval: INTERVAL };
+    let like = Like { interfaces: Vec::new(), direct: DirectConnections::Dropped, interval: INTERVAL };
     let reconciler = Reconciler::new(Arc::new(kernel.clone()), kernel.clone(), like, metrics.clone(), readiness.clone());
     Bed { kernel, metrics, readiness, reconciler }
 }
@@ -348,7 +348,7 @@ async fn a_later_daemon_that_hangs_does_not_prevent_repairs() {
     sleep(PAUSE + GATHER).await;
     assert!(!kept.kernel.inner().pushed);
     let mut less = rules();
-    less.targets.as_mut().unwrap().refuse_direct = false;
+    less.targets.as_mut().unwrap().direct = DirectConnections::Accepted;
     kept.kernel.change(|inner| inner.rules = Some(less));
     sleep(PAUSE + GATHER).await;
     assert_eq!(kept.kernel.inner().rules, Some(rules()), "the rules lead here, and one is missing");

@@ -17,6 +17,7 @@ use crate::advice::{Advise as _, chain};
 use crate::log_once::{Changes, EachKey, LOG_EVERY, WhenFull};
 use crate::metrics::Metrics;
 use crate::netlink::Notifications;
+use crate::redirect::notifications::Watched;
 
 /// How long notifications of changes are gathered before the rules are compared.
 const GATHER: Duration = Duration::from_millis(100);
@@ -46,18 +47,10 @@ pub struct RoutingKeeper {
 impl RoutingKeeper {
     /// Creates a keeper that compares the rules at least at this interval.
     pub fn new(interval: Duration, metrics: Metrics) -> Self {
-        let changes = RuleChanges::open()
-            .inspect_err(|error| {
-                warn!(
-                    event = "rule-notifications-unavailable", %error,
-                    "cannot subscribe to changes of routing rules; comparing the rules at each --redirect-interval only"
-                );
-            })
-            .ok();
         Self {
             interval,
             metrics,
-            changes,
+            changes: Watched::RoutingRules.subscribed(RuleChanges::open()),
             logged: EachKey::new(LOG_EVERY, 1, WhenFull::ForgetAll),
             failing: Changes::default(),
             ahead: Changes::default(),
@@ -125,10 +118,7 @@ impl RoutingKeeper {
             match changes.changed().await {
                 Ok(()) => return,
                 Err(error) => {
-                    warn!(
-                        event = "rule-notifications-failed", %error,
-                        "the subscription to changes of routing rules failed; comparing the rules at each --redirect-interval only"
-                    );
+                    Watched::RoutingRules.lost(&error);
                     self.changes = None;
                 }
             }

@@ -238,7 +238,7 @@ impl BpfBed {
     pub(super) fn static_client(&self, name: &str) -> Client {
         const HASH: &str = "6a1f0c5e7b2d4938a0c1e2f3d4b5a697";
         let role = format!("role-of-{name}");
-        let object = self.host_network_object(name).annotation("iam.amazonaws.com/role", &arn(&role));
+        let object = self.host_network_object(name).owner("Node", "node-a").annotation("iam.amazonaws.com/role", &arn(&role));
         let object = object.annotation("kubernetes.io/config.hash", HASH).annotation("kubernetes.io/config.mirror", HASH);
         self.bed.add_role(&role);
         self.bed.api.apply(Resource::Pods, object.annotation("kubernetes.io/config.source", "file").build());

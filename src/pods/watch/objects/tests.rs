@@ -144,9 +144,15 @@ async fn a_pod_is_converted_for_the_index() {
     assert_eq!(told(builder.clone().without_net_raw()), Pod { may_have_net_raw: false, ..plain.clone() });
     assert_eq!(told(builder.clone().host_network(true)), Pod { host_network: true, ..plain.clone() });
     let (mirror, hash) = ("kubernetes.io/config.mirror", "0123456789abcdef0123456789abcdef");
-    assert_eq!(told(builder.clone().annotation(mirror, hash)), Pod { static_uid: Some(hash.into()), ..plain.clone() });
+    let of_node = |node: &str| builder.clone().owner("Node", node);
+    assert_eq!(told(of_node("node-a").annotation(mirror, hash)), Pod { static_uid: Some(hash.into()), ..plain.clone() });
+    for ordinary in [builder.clone(), of_node("node-b"), builder.clone().owner("ReplicaSet", "node-a")] {
+        let ordinary = told(ordinary.annotation(mirror, hash));
+        assert_eq!(ordinary, plain, "everybody may write the annotation");
+        assert_eq!(ordinary.uid_of_kubelet(), "uid-1");
+    }
     for odd in ["", &hash[1..], &format!("{hash}0"), &hash.to_uppercase(), "0b7d2c1e-4c1a-4a57-9f0e-1234567890ab"] {
-        assert_eq!(told(builder.clone().annotation(mirror, odd)), plain, "{odd:?}: no static pod has such a UID");
+        assert_eq!(told(of_node("node-a").annotation(mirror, odd)), plain, "{odd:?}: no static pod has such a UID");
     }
     let annotated = builder
         .annotation("iam.amazonaws.com/role", "web")
