@@ -4,7 +4,7 @@
 //! `redirect status` does so for rules that are as wanted and for others. `probe` ends with 0 where the daemon is as asked, and
 //! with 1 where it is not or does not answer. `check` ends with 0 where nothing failed, with 1 where something did, and with 2 for
 //! wrong usage. `migrate` ends with 0 where it printed manifests, with 1 where there was nothing to migrate, and with 2 for input
-//! that it cannot read and arguments that the daemon would refuse. `pod-identity render` ends with 0, and with 2 for wrong arguments.
+//! that it cannot read and arguments that the daemon would refuse. `pod-identity render` ends with 0, or with 2 for wrong arguments.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -62,7 +62,7 @@ const NOTHING_TO_MIGRATE: u8 = 1;
 /// The name of the argument that says whose manifests are read.
 const PROJECT: &str = "PROJECT";
 
-/// `rolegate pod-identity`, and the only thing that it does.
+/// `rolegate pod-identity`, and its only subcommand.
 const POD_IDENTITY: &str = "pod-identity";
 const RENDER: &str = "render";
 
@@ -175,12 +175,12 @@ fn probe_command() -> Command {
 
 fn pod_identity_command() -> Command {
     let render = Command::new(RENDER)
-        .about("Print a patch that lets containers of a workload ask --pod-identity for credentials")
+        .about("Print a patch that lets containers of a workload use --pod-identity")
         .long_about(
-            "Prints a patch that lets containers of a workload ask the daemon, with --pod-identity, for credentials: two environment \
-             variables, and a volume with a service account token. Use it with kubectl patch --patch-file or with patches of kustomize, \
-             where the cluster does not add these itself (the component daemonset/pod-identity-injection). Nothing is read from a cluster or changed \
-             in one.",
+            "Prints a patch that lets containers of a workload request credentials from a daemon with --pod-identity: it adds two \
+             environment variables, and a volume with a service account token. Use it with kubectl patch --patch-file or as a patch of \
+             kustomize, if the cluster does not add these itself (the component daemonset/pod-identity does). Nothing is read from a \
+             cluster or changed in one.",
         )
         .after_help("Exit codes: 0 patch printed, 2 wrong arguments.")
         .max_term_width(120)
@@ -195,7 +195,7 @@ fn pod_identity_command() -> Command {
 
 fn migrate_command() -> Command {
     Command::new("migrate")
-        .about("Turn manifests of kube2iam or kiam into rolegate's, or role annotations of pods into those of service accounts")
+        .about("Convert manifests of kube2iam or kiam to rolegate's, or move role annotations from pods to service accounts")
         .long_about(
             "Reads the manifests of kube2iam or kiam as YAML from standard input, and prints rolegate's: DaemonSet, ServiceAccount, \
              ClusterRole and ClusterRoleBinding, with a comment beside everything that differs. What you must know before the swap is \
@@ -204,15 +204,15 @@ fn migrate_command() -> Command {
              For kiam, give the manifests of agent and server together.\n\n\
              With annotations, it reads the workloads and service accounts of a cluster (kubectl get \
              deploy,sts,ds,job,cronjob,pods,sa --all-namespaces --output json), and prints service accounts that give each workload the role \
-             of its pods' annotation, with the label for the component daemonset/pod-identity-injection. If workloads of one service account have \
-             different roles, or some have none, each role gets a service account of its own, and comments have the commands that change \
-             the workloads.",
+             of its pods' annotation, with the label for the component daemonset/pod-identity. If workloads of one service account have \
+             different roles, or some have none, each role gets its own service account, and comments contain the commands that change the \
+             workloads.",
         )
         .after_help(
             "Exit codes: 0 manifests printed, 1 nothing to migrate, 2 input that cannot be read or arguments that rolegate refuses.",
         )
         .max_term_width(120)
-        .arg(Arg::new(PROJECT).required(true).value_parser(PROJECTS).help("What is read"))
+        .arg(Arg::new(PROJECT).required(true).value_parser(PROJECTS).help("What to convert"))
 }
 
 /// Runs the program.

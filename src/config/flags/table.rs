@@ -311,21 +311,21 @@ pub(super) const SERVING: &[Flag] = &[
 const POD_IDENTITY: &[Flag] = &[
     switch(
         "pod-identity",
-        "Also serve credentials for service account tokens, by the protocol of EKS Pod Identity (AWS_CONTAINER_CREDENTIALS_FULL_URI)",
+        "Also serve credentials for service account tokens, with the protocol of EKS Pod Identity (AWS_CONTAINER_CREDENTIALS_FULL_URI)",
     ),
     list(
         "pod-identity-addresses",
         "IP:PORT",
         DEFAULT_POD_IDENTITY_ADDRESSES,
-        "Where pods ask for these credentials; the daemon assigns the addresses to the node's loopback interface",
+        "Addresses where pods request these credentials; the daemon assigns them to the node's loopback interface",
     ),
-    value("pod-identity-host-port", "PORT", "8182", "Port on 127.0.0.1 where pods with hostNetwork ask for these credentials; 0 for none"),
+    value("pod-identity-host-port", "PORT", "8182", "Port on 127.0.0.1 where pods with hostNetwork request these credentials; 0 for none"),
     value("pod-identity-audience", "AUDIENCE", DEFAULT_POD_IDENTITY_AUDIENCE, "Audience that the service account tokens must have"),
     list(
         "pod-identity-issuer",
         "URL",
         "",
-        "Issuers of which the service account tokens must have one: a list; default: the issuer that the Kubernetes API names",
+        "Accepted issuers of the service account tokens: a list; default: the issuer that the Kubernetes API names",
     ),
 ];
 
@@ -445,12 +445,17 @@ const REPORT: &[Flag] = &[
 pub const OF_POD_IDENTITY_RENDER: (&str, &[Flag]) = ("Only for rolegate pod-identity render", POD_IDENTITY_RENDER);
 
 const POD_IDENTITY_RENDER: &[Flag] = &[
-    list("container", "NAME", "", "Containers that get credentials: a list, or once for each"),
-    list("init-container", "NAME", "", "Init containers that get credentials: a list, or once for each"),
-    switch("host-network", "The pods have hostNetwork: they connect to 127.0.0.1"),
-    value("host-port", "PORT", "8182", "With --host-network: the port to connect to, that of the daemon's --pod-identity-host-port"),
-    switch("ipv6", "The pods have only IPv6 addresses: they connect to fd00:ec2::23"),
-    value("audience", "AUDIENCE", "pods.eks.amazonaws.com", "The audience of the token, that of the daemon's --pod-identity-audience"),
+    list("container", "NAME", "", "Containers that get credentials: a list; the flag can be repeated"),
+    list("init-container", "NAME", "", "Init containers that get credentials: a list; the flag can be repeated"),
+    switch("host-network", "The pods have hostNetwork, so they connect to 127.0.0.1"),
+    value(
+        "host-port",
+        "PORT",
+        "8182",
+        "With --host-network: the port that the pods connect to, the same as the daemon's --pod-identity-host-port",
+    ),
+    switch("ipv6", "The pods have only IPv6 addresses, so they connect to fd00:ec2::23"),
+    value("audience", "AUDIENCE", "pods.eks.amazonaws.com", "The audience of the token, the same as the daemon's --pod-identity-audience"),
 ];
 
 /// The flags that only `rolegate redirect` has, with the heading of them.
