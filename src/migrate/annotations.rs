@@ -36,8 +36,8 @@ pub(crate) fn migrate_annotations(input: &[u8]) -> Result<Migrated, MigrateError
         output.add(namespace, account, workloads);
     }
     let header = format!(
-        "Written by \"rolegate migrate annotations\" of rolegate {}. Read every comment. The daemon reads roles of service accounts with \
-         --service-account-roles. The annotations of pods still apply first: remove them when the pods use the accounts below.",
+        "Written by \"rolegate migrate annotations\" of rolegate {}. Read every comment. The daemon reads roles of service accounts only \
+         with --service-account-roles. Annotations of pods take precedence: remove them when the pods use the accounts below.",
         env!("CARGO_PKG_VERSION")
     );
     match output.documents.first_mut() {
@@ -64,7 +64,7 @@ impl<'a> AnnotationsOutput<'a> {
         let annotation = |key| object.and_then(|object| object.metadata("annotations")).and_then(|annotations| annotations.get(key));
         let Ok(own) = role(annotation(ROLE)) else {
             self.warnings.push(format!(
-                "service account {title} has a role annotation that is no role: correct it first; its workloads are skipped"
+                "service account {title} has a malformed role annotation; its workloads are skipped; correct the annotation first"
             ));
             return;
         };
@@ -73,14 +73,14 @@ impl<'a> AnnotationsOutput<'a> {
         }
         if object.is_none() {
             self.warnings.push(format!(
-                "service account {title} is not in the input: what it has besides the role is not known; add \"sa\" to the command of kubectl"
+                "service account {title} is not in the input, so its other settings are not known; add \"sa\" to the kubectl command"
             ));
         }
         let mut notes = Vec::new();
         if annotation(EKS_ROLE).is_some() {
             self.warnings
-                .push(format!("service account {title} has the annotation {EKS_ROLE}: where a webhook reads it, SDKs use that role first"));
-            notes.push(format!("It has the annotation {EKS_ROLE}: where a webhook reads it, SDKs use that role first."));
+                .push(format!("service account {title} has the annotation {EKS_ROLE}: if a webhook reads it, SDKs use that role first"));
+            notes.push(format!("It has the annotation {EKS_ROLE}: if a webhook reads it, SDKs use that role first."));
         }
         // Without an annotation, the pods have the role of their account already.
         let mut roles: BTreeMap<Option<&str>, Vec<&Workload<'_>>> = BTreeMap::new();
@@ -103,20 +103,20 @@ impl<'a> AnnotationsOutput<'a> {
         }
     }
 
-    /// Adds an account for one role of several.
+    /// Adds a new account for one role.
     fn separate(&mut self, namespace: &str, account: &str, role: &str, workloads: &[&Workload<'_>], without: &[&Workload<'_>]) {
         let name = self.names.suggest(namespace, account, role);
         let title = quoted(&format!("{namespace}/{account}"));
         let why = if account == DEFAULT {
-            "which every pod of the namespace has that names no other"
+            "which all pods that name no account use"
         } else if without.is_empty() {
             "whose workloads have different roles"
         } else {
-            "which workloads without a role have, too"
+            "which workloads without a role also use"
         };
         let mut notes = vec![format!("A new account in place of {title}, {why}. For the role {}:", quoted(role))];
         notes.extend(listed(workloads));
-        notes.push(format!("Grant it the permissions in Kubernetes that {title} has and these workloads need (RoleBindings). Then change the workloads, here and in their manifests:"));
+        notes.push(format!("Grant it the Kubernetes permissions of {title} that these workloads need (RoleBindings). Then change the workloads, in the cluster and in their manifests:"));
         for workload in workloads {
             notes.push(match workload.change {
                 Change::Patch(_) => workload.command(&name),
@@ -136,7 +136,7 @@ impl<'a> AnnotationsOutput<'a> {
         self.documents.push(document);
     }
 
-    /// Says what does not move with the role.
+    /// Adds notes and warnings about what does not move with the role.
     fn describe(&mut self, workloads: &[&Workload<'_>], notes: &mut Vec<String>) {
         for workload in workloads {
             for annotation in workload.staying() {
@@ -146,7 +146,8 @@ impl<'a> AnnotationsOutput<'a> {
                 notes.push(note);
             }
             if workload.host_network {
-                let note = format!("{} has hostNetwork: its pods ask on 127.0.0.1 (--pod-identity-host-port)", workload.title());
+                let note =
+                    format!("{} has hostNetwork: its pods request credentials at 127.0.0.1 (--pod-identity-host-port)", workload.title());
                 self.warnings.push(note.clone());
                 notes.push(note);
             }

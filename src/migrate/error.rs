@@ -38,7 +38,7 @@ pub(crate) enum MigrateError {
     TooLarge,
     #[error("the input is larger than {} MiB", MAX_WORKLOADS_INPUT / 1024 / 1024)]
     TooMuch,
-    #[error("no workload of the input has a role that its service account can have{}", sentences(.0))]
+    #[error("no workload in the input has a role that can move to its service account{}", sentences(.0))]
     NoRoles(Vec<String>),
     #[error("the input is not UTF-8 text")]
     NotText,

@@ -1,4 +1,4 @@
-//! The workloads of a cluster: what creates pods, and pods that nothing creates.
+//! The workloads of a cluster: objects that create pods, and pods without an owner.
 
 use std::collections::BTreeSet;
 
@@ -20,15 +20,15 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 /// How the service account of a workload can be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// By a patch of this word's kind.
+    /// By `kubectl patch` with this word for its kind.
     Patch(&'static str),
-    /// Not: its pods' spec cannot be changed.
+    /// It cannot: the object must be created again.
     Recreate,
     /// In an object that is not in the input.
     Owner,
 }
 
-/// A workload, by what its pods have.
+/// A workload, described by its pods.
 #[derive(Debug)]
 pub(super) struct Workload<'a> {
     pub kind: &'a str,
@@ -74,7 +74,7 @@ fn is_role(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_ARN_LENGTH && !text.contains(|c: char| c.is_control() || c.is_whitespace())
 }
 
-/// The namespace of an object. kubectl names it, unless it is the default one.
+/// Returns the namespace of an object. In the output of kubectl, only objects of the default namespace may lack it.
 pub(super) fn namespace(object: &ManifestObject) -> &str {
     object.namespace().unwrap_or(DEFAULT)
 }
@@ -112,7 +112,7 @@ pub(super) fn of<'a>(objects: &'a [ManifestObject], warnings: &mut Vec<String>) 
         }
         // A pod with a malformed annotation is refused, and must not get a role from its account.
         let role = role.unwrap_or_else(|()| {
-            warnings.push(format!("{} has a role annotation that is no role: it counts as a workload without a role", title()));
+            warnings.push(format!("{} has a malformed role annotation; it counts as a workload without a role", title()));
             None
         });
         if !seen.insert((kind, namespace(object), name, account, role)) {
