@@ -1,7 +1,7 @@
-//! The addresses of Pod Identity on this node's loopback interface, where pods reach them on every data plane: packets to them are
-//! delivered on the node and need no rule.
+//! The addresses of Pod Identity on this node's loopback interface. Pods reach them there on every data plane, because the kernel delivers
+//! packets to its own addresses without any rule.
 //!
-//! They stay when the daemon ends: pods' connections are then refused at once. `rolegate redirect remove` removes them.
+//! The addresses stay when the daemon ends: pods' connections are then refused at once. `rolegate redirect remove` removes them.
 
 use std::borrow::Cow;
 use std::io;
@@ -14,9 +14,9 @@ use crate::advice::{Advise, chain};
 use crate::log_once::Changes;
 use crate::netlink::Netlink;
 
-/// The interface.
+/// The loopback interface.
 const LOOPBACK: &str = "lo";
-/// By this number, as in routing rules, the kernel records that rolegate added an address.
+/// The number with which the kernel records that rolegate added an address. Routing rules have it as well.
 const PROTOCOL: u8 = 169;
 /// How often the addresses are checked.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
@@ -24,13 +24,13 @@ const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// The addresses could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AddressError {
-    /// The kernel did not answer.
+    /// The kernel did not list the addresses.
     #[error("cannot read the addresses of this node")]
     Read(#[source] io::Error),
-    /// The kernel did not add it.
+    /// The kernel did not add this address.
     #[error("cannot add {0} to the node's loopback interface")]
     Add(IpAddr, #[source] io::Error),
-    /// The kernel did not remove it.
+    /// The kernel did not remove this address.
     #[error("cannot remove {0} from the node's loopback interface")]
     Remove(IpAddr, #[source] io::Error),
 }
@@ -46,7 +46,7 @@ impl Advise for AddressError {
     }
 }
 
-/// What was changed.
+/// What [`place`] changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct AddressChanges {
     /// The addresses that were added.
@@ -55,7 +55,7 @@ pub(crate) struct AddressChanges {
     pub(crate) removed: Vec<IpAddr>,
 }
 
-/// Adds those of these addresses that no interface has, and removes those that an earlier daemon added and that are not wanted any more.
+/// Adds each wanted address that no interface has, and removes those that an earlier daemon added and that are no longer wanted.
 pub(crate) fn place(wanted: &[IpAddr]) -> Result<AddressChanges, AddressError> {
     let mut netlink = Netlink::open().map_err(AddressError::Read)?;
     let loopback = netlink.link(LOOPBACK).map_err(AddressError::Read)?.index;
@@ -106,7 +106,7 @@ pub(crate) async fn keep(wanted: Vec<IpAddr>) {
                         event = "pod-identity-addresses-failed",
                         error = chain(&error),
                         advice = error.advice().as_deref(),
-                        "cannot keep the addresses of Pod Identity on the node; retrying; pods cannot reach the missing ones"
+                        "cannot check or restore the addresses of Pod Identity on this node; retrying; pods cannot reach missing addresses"
                     );
                 }
             }
@@ -116,7 +116,7 @@ pub(crate) async fn keep(wanted: Vec<IpAddr>) {
     }
 }
 
-/// Removes the addresses that a daemon with other settings added, where that is possible.
+/// Removes the addresses that an earlier daemon with `--pod-identity` added, if this process may do so.
 pub(crate) fn withdraw() {
     match place(&[]) {
         Ok(AddressChanges { removed, .. }) if removed.is_empty() => {}

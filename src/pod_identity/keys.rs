@@ -1,8 +1,8 @@
 //! The keys of the cluster's service account issuer.
 //!
 //! [`KeyRefresher`] fetches them every few minutes, and when a token names a key that is not known; [`IssuerKeys`] is the read side.
-//! One task fetches, so there is one request at a time, and tokens with unknown keys cause at most one in [`LEAST_BETWEEN`]. A token
-//! waits for at most [`PATIENCE`].
+//! A single task fetches, so there is one request at a time. Tokens with unknown keys cause at most one fetch per [`LEAST_BETWEEN`]. A
+//! token waits for at most [`PATIENCE`].
 //!
 //! If the API is not available, the known keys stay in use for as long as that lasts. A key that is missing from a new key set is no
 //! longer used.

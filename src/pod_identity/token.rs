@@ -4,10 +4,10 @@
 //! "Managing Service Accounts", "Bound service account tokens"). The functions here are pure: keys, expectations and time are
 //! parameters.
 //!
-//! 1. [`UnverifiedToken::parse`] checks the sizes, the three parts and the JSON of the first two. Nothing in its result can be read
-//!    as an identity.
-//! 2. [`UnverifiedToken::check`] compares issuer, audience and time. It only refuses, so that a token of another cluster does not
-//!    cause a fetch of keys.
+//! 1. [`UnverifiedToken::parse`] checks the sizes, the three parts and the JSON of the first two. Its result gives no access to an
+//!    identity.
+//! 2. [`UnverifiedToken::check`] compares issuer, audience and time. It can only refuse a token, and
+//!    runs first, so that a token of another cluster does not cause a fetch of keys.
 //! 3. [`UnverifiedToken::verify`] checks the signature and the remaining claims, and returns the [`Claims`].
 //!
 //! The key decides the algorithm. The header of the token only names a key of the set, and must name the algorithm of that key.

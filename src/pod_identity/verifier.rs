@@ -1,8 +1,8 @@
 //! Verifies tokens with the issuer's current keys, and remembers those that are valid.
 //!
-//! A token that was verified before costs one hash. It is looked up by its SHA-256 digest, so the cache holds no token. It is valid
-//! until it expires, or until its key or its issuer is no longer that with which it was verified. Refused tokens are not remembered:
-//! they are of no cost but the time of their own request.
+//! A token that was verified before costs one hash. It is looked up by its SHA-256 digest, so the cache contains no tokens. It stays valid
+//! until it expires, or until its key or its issuer changes. Refused tokens are not remembered, because they cost only the time of
+//! their own request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use crate::clock::Clock;
 
 /// The audience of tokens for EKS Pod Identity.
 pub const AUDIENCE: &str = "pods.eks.amazonaws.com";
-/// The most tokens that are remembered: more than a node has pods, and each pod has one, or two while it is replaced.
+/// The most tokens that are remembered. A node has fewer pods, and each pod has one token, or two while it is replaced.
 const MAX_REMEMBERED: u64 = 4096;
-/// A token that was not used for as long is forgotten. SDKs ask again at least once in an hour.
+/// How long an unused token is remembered. SDKs send a request at least once an hour.
 const MAX_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 type TokenDigest = [u8; SHA256_OUTPUT_LEN];
@@ -55,7 +55,7 @@ impl Verifier {
             return Ok(claims);
         }
         let unverified = UnverifiedToken::parse(token)?;
-        // Before an unknown key causes a fetch.
+        // Checked before an unknown key causes a fetch.
         let trusted = self.keys.any().await?;
         unverified.check(self.expected(&trusted), self.clock.now())?;
         let key_id = unverified.key_id().to_owned();

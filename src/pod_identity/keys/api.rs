@@ -14,7 +14,7 @@ const CONFIGURATION: &str = "/.well-known/openid-configuration";
 const KEYS_TYPE: &str = "application/jwk-set+json, application/json";
 const CONFIGURATION_TYPE: &str = "application/json";
 
-/// Reads the documents from the API server. This takes the ClusterRole `system:service-account-issuer-discovery`, which Kubernetes
+/// Reads the documents from the API server. This requires the ClusterRole `system:service-account-issuer-discovery`, which Kubernetes
 /// binds to all service accounts (`system:serviceaccounts`) by default.
 #[derive(Debug)]
 pub struct ApiKeySource(Client);

@@ -11,7 +11,7 @@ use crate::pod_identity::token::TokenError;
 /// The longest time that a token waits for a fetch of the keys. SDKs give up after one or two seconds.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The issuer, as it was fetched last.
+/// The issuer's names and keys, as last fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustedIssuer {
     /// The accepted values of the claim `iss`.
@@ -20,7 +20,7 @@ pub struct TrustedIssuer {
     pub keys: KeySet,
 }
 
-/// The keys that are known now; cheap to clone.
+/// The known keys, for readers; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct IssuerKeys(Arc<watch::Sender<Fetches>>);
 
@@ -49,12 +49,12 @@ impl IssuerKeys {
         Self(Arc::new(watch::Sender::default()))
     }
 
-    /// Returns what is known now; `None` before the first successful fetch.
+    /// Returns the issuer as currently known; `None` before the first successful fetch.
     pub fn known(&self) -> Option<Arc<TrustedIssuer>> {
         self.0.borrow().trusted.clone()
     }
 
-    /// Returns what is known now, or waits for the first fetch.
+    /// Returns the issuer as currently known, or waits for the first fetch.
     pub(crate) async fn any(&self) -> Result<Arc<TrustedIssuer>, TokenError> {
         match self.known() {
             Some(trusted) => Ok(trusted),
@@ -71,7 +71,7 @@ impl IssuerKeys {
         }
     }
 
-    /// Waits until what is known is as wanted. Returns `UnknownKey` if a fetch that began after this call shows that it is not, and
+    /// Waits until the known issuer meets the condition. Returns `UnknownKey` if it does not after a fetch that began after this call, and
     /// `KeysOutdated` if no such fetch succeeds in time.
     async fn newer(&self, is_as_wanted: impl Fn(&TrustedIssuer) -> bool) -> Result<Arc<TrustedIssuer>, TokenError> {
         let mut fetches = self.0.subscribe();
@@ -80,13 +80,13 @@ impl IssuerKeys {
                 let (last, is_conclusive) = self.want();
                 let found = |fetches: &Fetches| fetches.trusted.as_deref().is_some_and(&is_as_wanted);
                 let fetches = fetches.wait_for(|fetches| found(fetches) || fetches.ended >= last).await;
-                // The sender is here, so the channel is open.
+                // `self` holds the sender, so the channel is open.
                 let fetches = fetches.map_err(|_| TokenError::KeysOutdated)?;
                 match &fetches.trusted {
                     Some(trusted) if is_as_wanted(trusted) => return Ok(Arc::clone(trusted)),
                     _ if fetches.has_failed => return Err(TokenError::KeysOutdated),
                     _ if is_conclusive => return Err(TokenError::UnknownKey),
-                    // That fetch may have read the keys before this token's key was among them.
+                    // That fetch began before this call, so it may have missed a new key.
                     _ => {}
                 }
             }
@@ -94,8 +94,8 @@ impl IssuerKeys {
         tokio::time::timeout(PATIENCE, wait).await.unwrap_or(Err(TokenError::KeysOutdated))
     }
 
-    /// Asks for a fetch. Returns the number of the fetch to wait for, and whether it begins after this call. If one is under way, that
-    /// is the one to wait for first.
+    /// Requests a fetch. Returns the number of the fetch to wait for, and whether that fetch begins after this call. If a fetch is under
+    /// way, it is returned first.
     fn want(&self) -> (u64, bool) {
         let mut awaited = (0, false);
         self.0.send_if_modified(|fetches| {
@@ -107,7 +107,7 @@ impl IssuerKeys {
 
     /// Waits until a token needs newer keys.
     pub(super) async fn wanted(&self) {
-        // The sender is here, so the channel is open.
+        // `self` holds the sender, so the channel is open.
         let _ = self.0.subscribe().wait_for(|fetches| fetches.is_wanted).await;
     }
 

@@ -14,11 +14,11 @@ use crate::advice::{Advise as _, chain};
 use crate::backoff::{Backoff, spread};
 use crate::log_once::Condition;
 
-/// How often the keys are fetched, minus a jitter of up to a quarter. A key that the cluster withdraws works for as long.
+/// How often the keys are fetched, minus a jitter of up to a quarter. A key that the cluster withdraws continues to work for this time.
 pub const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
 /// The shortest time between two fetches that tokens with unknown keys cause.
 pub const LEAST_BETWEEN: Duration = Duration::from_secs(5);
-/// The time of a fetch.
+/// The timeout of a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses after failures.
 const AFTER_FAILURES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
@@ -31,8 +31,8 @@ pub struct KeyRefresher {
     failing: Condition,
 }
 
-/// Creates the read side and the task. Without `issuers`, the configuration document of the source names the one that is accepted.
-/// During a change of the issuer, give the old one and the new one, because pods keep tokens of the old one until the kubelet
+/// Creates the read side and the task. If `issuers` is empty, the accepted issuer is the one that the configuration document of the source
+/// names. During a change of the issuer, give the old one and the new one, because pods keep tokens of the old one until the kubelet
 /// replaces them.
 pub fn issuer_keys(source: Arc<dyn KeySource>, issuers: Vec<String>) -> (IssuerKeys, KeyRefresher) {
     let keys = IssuerKeys::new();
@@ -59,7 +59,7 @@ impl KeyRefresher {
                     pause
                 }
             };
-            // The first token with a new key does not wait, however recent the last regular fetch is.
+            // The first token with an unknown key causes a fetch at once, even if the last regular fetch has just ended.
             let wanted = async {
                 self.keys.wanted().await;
                 if let Some(demanded) = demanded {
@@ -92,14 +92,14 @@ impl KeyRefresher {
                 event = "issuer-keys-changed",
                 issuers,
                 keys = usable,
-                "the keys of the service account issuer changed; using the new ones"
+                "the keys or the name of the service account issuer changed, or were fetched for the first time; using them"
             );
             if let Some(reason) = unusable.first() {
                 warn!(
                     event = "issuer-keys-unusable",
                     unusable = unusable.len(),
                     %reason,
-                    "cannot use some keys of the service account issuer; refusing tokens that they signed; let the API server sign with an \
+                    "cannot use some keys of the service account issuer; refusing tokens signed with them; let the API server sign with an \
                      RSA key of at least 2048 bits, or with a key on P-256 or P-384"
                 );
             }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::pod_identity::token::{Jwk, PublicKey, UnusableKey, is_strict_object};
 
-/// The largest document, in bytes. A key has at most about 1,500.
+/// The largest document, in bytes. A key takes at most about 1,500 bytes.
 pub const MAX_DOCUMENT: usize = 256 << 10;
 /// The most keys of an issuer.
 const MAX_KEYS: usize = 64;
@@ -98,7 +98,7 @@ impl KeySet {
         self.keys.is_empty()
     }
 
-    /// Returns why keys of the document are not used, one reason for each.
+    /// Returns one reason for each key of the document that is not used.
     pub fn unusable(&self) -> &[UnusableKey] {
         &self.unusable
     }

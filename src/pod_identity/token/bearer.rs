@@ -6,10 +6,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::error::TokenError;
 
-/// The longest token, in bytes. A real one has about 1,200: RSA signatures have 342, and names have at most 253 each.
+/// The longest token, in bytes. A real one has about 1,200. An RSA signature has 342, and names have at most 253 each.
 pub const MAX_TOKEN: usize = 8 << 10;
 
-/// A token that nobody has verified yet. It redacts itself, and is wiped when dropped.
+/// A token that has not been verified. Its `Debug` output is redacted, and its memory is wiped when it is dropped.
 #[derive(Clone)]
 pub struct BearerToken(SecretString);
 

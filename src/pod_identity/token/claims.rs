@@ -4,10 +4,11 @@ use jiff::Timestamp;
 
 use crate::pods::PodUid;
 
-/// What a verified token says of the pod that it was issued to. The issuer signed it, it is for the expected audience, and it was
-/// valid when it was verified.
+/// What a verified token says about the pod that it was issued to. The issuer signed the token, the token is for the expected audience, and
+/// it was valid when it was verified.
 ///
-/// It says nothing about the client that sent it: the caller compares it with the pod of the connection, and the node with its own.
+/// The claims say nothing about the client that sent the token. The caller compares them with the pod of the connection and with its own
+/// node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
     /// The namespace of the pod and of its service account.
@@ -22,7 +23,7 @@ pub struct Claims {
     pub service_account_uid: String,
     /// The node of the pod. Kubernetes writes it since 1.30 (feature `ServiceAccountTokenPodNodeInfo`), and older versions do not.
     pub node: Option<NodeClaim>,
-    /// The token's own ID (`jti`), which the audit log of the API server has, too. Kubernetes writes it since 1.30.
+    /// The ID of the token (`jti`), which is also in the audit log of the API server. Kubernetes writes it since 1.30.
     pub token_id: Option<String>,
     /// When the token was issued.
     pub issued: Timestamp,

@@ -11,15 +11,15 @@ pub enum TokenError {
     #[error("the service account token is too large")]
     TooLarge,
     /// It is not three parts of base64url text.
-    #[error("the authorization header does not hold a service account token")]
+    #[error("the authorization header does not contain a service account token")]
     NotCompact,
     /// Its header is not a JSON object with an algorithm.
     #[error("the header of the service account token is malformed")]
     BadHeader,
-    /// Its header has `crit`: it must not be accepted by those who do not know these extensions, and Kubernetes uses none.
+    /// Its header has `crit`: a verifier that does not know these extensions must refuse the token. Kubernetes uses none.
     #[error("the service account token has critical extensions, which rolegate does not support")]
     CriticalExtension,
-    /// Its header names an algorithm that Kubernetes does not sign with (`none` and HMAC are such), or ES512.
+    /// Its header names ES512, or an algorithm that Kubernetes does not sign with, such as `none` or HMAC.
     #[error("the service account token names an algorithm that rolegate does not accept")]
     UnsupportedAlgorithm,
     /// Its header has no key ID, or one that is too long.
@@ -38,7 +38,7 @@ pub enum TokenError {
     #[error("the service account token is not valid yet")]
     NotYetValid,
     /// Another issuer, such as another cluster, issued it.
-    #[error("the service account token is of another issuer")]
+    #[error("the service account token is from another issuer")]
     WrongIssuer,
     /// It is for another audience, such as the Kubernetes API.
     #[error("the service account token is for another audience")]
@@ -47,7 +47,7 @@ pub enum TokenError {
     #[error("the service account token is not bound to a pod")]
     NotOfPod,
     /// The issuer has no key of this ID.
-    #[error("the service account token is signed with a key that the issuer does not have")]
+    #[error("the service account token names a key that the issuer does not have")]
     UnknownKey,
     /// The algorithm in its header is not that of the key which it names.
     #[error("the service account token names another algorithm than that of its key")]
@@ -68,11 +68,11 @@ pub enum TokenError {
 pub enum TokenErrorKind {
     /// The token cannot be read: status 400.
     Malformed,
-    /// The token is outside of its time: status 400. The client reads its file again.
+    /// The token has expired or is not valid yet: status 400. The client reads its file again.
     Expired,
-    /// The token is not one of this cluster for this purpose: status 403.
+    /// The token is not from this cluster, or not for this purpose: status 403.
     Foreign,
-    /// The token cannot be checked now: status 503. The client retries.
+    /// The token cannot be verified at the moment: status 503. The client retries.
     KeysUnavailable,
 }
 
@@ -163,10 +163,11 @@ impl Advise for TokenError {
             | Self::CriticalExtension
             | Self::BadKeyId
             | Self::BadPayload
-            | Self::BadClaim(_) => "let the file of AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE be a projected service account token",
-            Self::UnsupportedAlgorithm | Self::WrongAlgorithm => {
+            | Self::BadClaim(_) => "set AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE to the path of a projected service account token",
+            Self::UnsupportedAlgorithm => {
                 "let the API server sign with an RSA key, or an EC key on P-256 or P-384; rolegate does not support P-521"
             }
+            Self::WrongAlgorithm => "find the client in the pod: no API server issues such a token",
             Self::Expired => "let the application read the token file for each request; the kubelet replaces it before it expires",
             Self::NotYetValid => "synchronize the clocks of the node and of the control plane",
             Self::WrongIssuer => "use a token of this cluster, and compare its claim iss with the issuer that rolegate expects",

@@ -1,5 +1,5 @@
-//! JSON in which every member of an object has a name of its own. Parsers disagree about which of two members with one name
-//! counts, so a document with such members is refused.
+//! JSON in which no object has two members of the same name. Parsers disagree about which of two such members counts, so a document with
+//! them is refused.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -11,7 +11,7 @@ pub(crate) fn is_strict_object(json: &[u8]) -> bool {
     json.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<UniqueMembers>(json).is_ok()
 }
 
-/// Any value; nothing of it is kept.
+/// Any JSON value. It is checked, but not kept.
 struct UniqueMembers;
 
 impl<'de> Deserialize<'de> for UniqueMembers {

@@ -22,22 +22,22 @@ const MAX_PAYLOAD: usize = 6 << 10;
 /// The longest signature, in bytes of base64url text: that of an RSA key with 8,192 bits.
 const MAX_SIGNATURE: usize = 1366;
 
-/// How far the node's clock may be behind that of the control plane for a new token to be accepted. kube-apiserver allows as much.
+/// How far the node's clock may be behind that of the control plane for a new token to be accepted. kube-apiserver allows the same.
 ///
-/// There is no leeway at the end: the kubelet replaces a token when 80 % of its life have passed, so only a token that somebody
-/// kept is that old.
+/// There is no leeway when a token expires: the kubelet replaces a token when 80 % of its lifetime has passed, so a pod that reads its file
+/// again never sends an expired one.
 pub const LEEWAY: SignedDuration = SignedDuration::from_secs(60);
 
-/// What a token must say of its issuer and audience.
+/// The issuer and audience that a token must have.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
-    /// The issuers, one of which must be equal to `iss`, byte for byte.
+    /// The accepted issuers. `iss` must be equal to one of them, byte for byte.
     pub issuers: &'a [String],
     /// The audience that `aud` must contain.
     pub audience: &'a str,
 }
 
-/// A token whose form is valid, but whose signature nobody has verified. It gives no access to its claims.
+/// A token whose format is valid, but whose signature has not been verified. It gives no access to its claims.
 pub struct UnverifiedToken<'a> {
     /// Header and payload as they were signed.
     signed: &'a [u8],
@@ -52,7 +52,7 @@ pub struct UnverifiedToken<'a> {
 struct Header {
     alg: String,
     kid: Option<String>,
-    /// Present, whatever its value is.
+    /// Whether the member is present, with any value.
     #[serde(default, deserialize_with = "present")]
     crit: bool,
 }
@@ -83,7 +83,7 @@ impl<'a> UnverifiedToken<'a> {
         Ok(Self { signed, signature, algorithm, key_id, payload })
     }
 
-    /// Returns the ID of the key that the token names. It is not trusted, and only compared with those of the issuer.
+    /// Returns the ID of the key that the token names. It is not trusted: it is only compared with those of the issuer.
     pub fn key_id(&self) -> &str {
         &self.key_id
     }

@@ -1,7 +1,7 @@
 //! Public keys that verify signatures.
 //!
 //! kube-apiserver signs with RS256 if its key is RSA, and with ES256, ES384 or ES512 if it is on P-256, P-384 or P-521
-//! (`pkg/serviceaccount/jwt.go`); external signers are limited to these, too. ring has no P-521, so ES512 is not accepted.
+//! (`pkg/serviceaccount/jwt.go`); external signers are limited to these as well. ring does not support P-521, so ES512 is not accepted.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,13 +10,13 @@ use ring::signature::{
 };
 use serde::Deserialize;
 
-/// The longest ID of a key, in bytes: what Kubernetes allows external signers. Its own IDs have 43.
+/// The longest ID of a key, in bytes, as Kubernetes allows it for external signers. The IDs of Kubernetes itself have 43 bytes.
 pub const MAX_KEY_ID: usize = 1024;
 /// The smallest RSA key, in bits.
 const MIN_RSA_BITS: usize = 2048;
 /// The largest RSA key, in bits.
 const MAX_RSA_BITS: usize = 8192;
-/// The longest exponent of an RSA key, in bytes; usually it has three. ring refuses values from 2^33.
+/// The longest exponent of an RSA key, in bytes. It usually has three bytes. ring refuses values of 2^33 and above.
 const MAX_EXPONENT: usize = 5;
 
 /// A signature algorithm (RFC 7518, section 3.1).

@@ -73,7 +73,7 @@ impl Payload {
         Ok(Period { issued: time(self.iat, "iat")?, not_before: time(self.nbf, "nbf")?, expires: time(self.exp, "exp")? })
     }
 
-    /// Returns the claims, if all that are needed are there and valid.
+    /// Returns the claims, if all required ones are present and valid.
     pub(super) fn claims(self) -> Result<Claims, TokenError> {
         let Period { issued, expires, .. } = self.period()?;
         let KubernetesClaims { namespace, serviceaccount, pod, node } = self.kubernetes.ok_or(TokenError::NotOfPod)?;
