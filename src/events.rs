@@ -69,7 +69,7 @@ pub enum EventCause {
     },
     /// The pod's requests come through a proxy.
     Forwarded,
-    /// The service account token that the pod sends is not valid.
+    /// The pod sent a service account token that is not valid.
     ServiceAccountToken(TokenError),
 }
 

@@ -1,13 +1,13 @@
-//! `rolegate pod-identity render`: a patch that gives containers of a workload what AWS SDKs need to ask for credentials by the protocol
-//! of EKS Pod Identity. Text out: it asks no cluster.
+//! `rolegate pod-identity render`: a patch that gives containers of a workload what AWS SDKs need to get credentials with the protocol
+//! of EKS Pod Identity. It only produces text, and contacts no cluster.
 //!
 //! Names and paths are those that EKS uses. The admission policy in `daemonset/pod-identity-injection/` adds the same to pods.
 
 use crate::config::pod_identity_render::PodIdentityRender;
 
-/// The address where pods ask for credentials.
+/// The address where pods request credentials.
 const IPV4: &str = "169.254.170.23";
-/// The same for pods that have only IPv6 addresses.
+/// The address where pods that have only IPv6 addresses request credentials.
 const IPV6: &str = "[fd00:ec2::23]";
 /// The path of the credentials.
 const CREDENTIALS: &str = "/v1/credentials";
@@ -18,7 +18,7 @@ const DIRECTORY: &str = "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount"
 /// How long a token lasts, in seconds. The kubelet renews it earlier.
 const EXPIRATION_SECONDS: u32 = 86_400;
 
-/// Returns a strategic merge patch, for `kubectl patch` and kustomize. Names and audience are valid, so no text becomes a line of its own.
+/// Returns a strategic merge patch, for `kubectl patch` and kustomize. Names and audience are validated, so they cannot inject lines.
 pub(crate) fn render(wanted: &PodIdentityRender) -> String {
     let PodIdentityRender { kind, name, containers, init_containers, host_port, ipv6, audience } = wanted;
     let uri = match host_port {
@@ -64,7 +64,7 @@ pub(crate) fn render(wanted: &PodIdentityRender) -> String {
     lines.0
 }
 
-/// A text of YAML, by lines.
+/// YAML that is written line by line.
 #[derive(Default)]
 struct Lines(String);
 
@@ -76,7 +76,7 @@ impl Lines {
     }
 }
 
-/// Returns a text in quotation marks: a name may read as a number. A string of JSON is one of YAML.
+/// Returns a text in quotation marks, because YAML would read some names as numbers. A JSON string is also a YAML string.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

@@ -5,8 +5,8 @@
 //! is closed before a byte of it is read. The only exception is a probe: a connection from the node's own address may request
 //! `/healthz`, which fails until the daemon was ready once.
 //!
-//! Pods connect to the addresses of Pod Identity directly. There, the token of each request says which pod it is of, and the address of
-//! the connection must be that of the same pod.
+//! Pods connect to the addresses of Pod Identity directly. There, the token of each request says which pod sent it, and the source address
+//! of the connection must be that of this pod.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;

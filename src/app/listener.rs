@@ -42,7 +42,7 @@ impl PodListener {
         Self::bind(socket, wanted, "--app-port", config.handover_socket.as_deref()).await
     }
 
-    /// Binds an address of Pod Identity, which the node may get later. See [`Self::bind`].
+    /// Binds an address of Pod Identity, even if the node does not have it yet. See [`Self::bind`].
     pub(super) async fn find_for_pod_identity(address: SocketAddr, handover_socket: Option<&Path>) -> anyhow::Result<Self> {
         let (socket, wanted) = unbound(Some(address.ip()), address.port())?;
         match address {

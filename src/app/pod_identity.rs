@@ -1,4 +1,4 @@
-//! The listeners of Pod Identity, and the addresses that they need.
+//! The listeners of Pod Identity, and the node's addresses for them.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub(super) async fn listen(config: Option<&PodIdentityConfig>, handover_socket: 
     Ok(listeners)
 }
 
-/// Returns the path at which the socket of an address is handed over: beside that of the app port.
+/// Returns the path of the Unix socket that hands over the listener of an address. It is beside that of the app port.
 fn handover_path(app_port: &Path, address: SocketAddr) -> PathBuf {
     let mut path = app_port.as_os_str().to_owned();
     path.push(format!("-{}-{}", address.ip(), address.port()));

@@ -130,7 +130,7 @@ impl Start<'_> {
         (Redirected::new(sockets, cgroups), exempted)
     }
 
-    /// Begins to fetch the keys of the cluster's service account issuer, and returns what verifies tokens with them.
+    /// Starts the tasks that fetch the issuer's keys and keep the addresses of Pod Identity. Returns the verifier that uses the keys.
     pub(super) fn follow_issuer(&mut self, config: &PodIdentityConfig, kube: &Client) -> Verifier {
         let (keys, refresher) = issuer_keys(Arc::new(ApiKeySource::new(kube.clone())), config.issuers.clone());
         self.tasks.spawn("keys of the service account issuer", refresher.run());

@@ -1,4 +1,4 @@
-//! Credentials for service account tokens: the protocol of EKS Pod Identity.
+//! The settings of Pod Identity: credentials for service account tokens.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -15,13 +15,13 @@ const MAX_ADDRESSES: usize = 8;
 /// The endpoint that serves credentials for service account tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodIdentityConfig {
-    /// Where pods connect. The daemon assigns those to the node that are not loopback addresses.
+    /// Where pods connect. The daemon assigns these addresses to the node, except loopback addresses.
     pub addresses: Vec<SocketAddr>,
     /// Where pods in the node's network connect; `None` if nowhere.
     pub host_address: Option<SocketAddr>,
     /// The audience that tokens must have.
     pub audience: String,
-    /// The issuers of which tokens must have one; if there is none, the one that the Kubernetes API names.
+    /// The accepted issuers of tokens. If the list is empty, the issuer that the Kubernetes API names is accepted.
     pub issuers: Vec<String>,
 }
 
@@ -72,13 +72,13 @@ impl PodIdentityConfig {
     }
 }
 
-/// Returns whether the daemon may listen on this address. An unspecified one would open the port on every address of the node, also to
-/// other nodes.
+/// Returns whether the daemon may listen on this address. An unspecified address would open the port on every address of the node, and so
+/// also to other nodes.
 fn is_usable(ip: IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
-/// A text of visible ASCII characters.
+/// Returns the text, if it consists of visible ASCII characters.
 fn visible(text: &str) -> Result<String, String> {
     if (1..=MAX_TEXT).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(text.to_owned())

@@ -1,4 +1,4 @@
-//! What `rolegate pod-identity render` is to print.
+//! The arguments of `rolegate pod-identity render`.
 
 use clap::ArgMatches;
 
@@ -24,7 +24,7 @@ pub(crate) struct WorkloadKind {
     pub path: &'static [&'static str],
 }
 
-/// Every kind that Kubernetes itself has.
+/// The supported kinds, all of which Kubernetes itself defines.
 pub(crate) const KINDS: &[WorkloadKind] = &[
     WorkloadKind { word: "deployment", kind: "Deployment", version: "apps/v1", path: &["spec", "template"] },
     WorkloadKind { word: "statefulset", kind: "StatefulSet", version: "apps/v1", path: &["spec", "template"] },
@@ -34,7 +34,7 @@ pub(crate) const KINDS: &[WorkloadKind] = &[
     WorkloadKind { word: "pod", kind: "Pod", version: "v1", path: &[] },
 ];
 
-/// What `rolegate pod-identity render` is to print.
+/// The arguments of `rolegate pod-identity render`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PodIdentityRender {
     /// The kind of the workload.
@@ -45,7 +45,7 @@ pub(crate) struct PodIdentityRender {
     pub containers: Vec<String>,
     /// Names of init containers to change.
     pub init_containers: Vec<String>,
-    /// Whether the pods have `hostNetwork`, and the port that they connect to on loopback.
+    /// The port on the loopback address that the pods connect to, if they have `hostNetwork`.
     pub host_port: Option<u16>,
     /// Whether pods connect to the IPv6 address.
     pub ipv6: bool,
@@ -70,13 +70,13 @@ impl PodIdentityRender {
         let containers = names(&mut source, "container");
         let init_containers = names(&mut source, "init-container");
         if containers.is_empty() && init_containers.is_empty() {
-            source.mistake("--container is missing: give the name of each container that is to get credentials");
+            source.mistake("--container is missing: name each container that is to get credentials");
         }
         if let Some(name) = containers.iter().chain(&init_containers).enumerate().find_map(|(index, name)| {
             let before = containers.iter().chain(&init_containers).take(index);
             before.into_iter().any(|other| other == name).then_some(name)
         }) {
-            source.mistake(format!("{} is given twice: containers of a pod have different names", quoted(name)));
+            source.mistake(format!("{} is given twice: the containers of a pod have different names", quoted(name)));
         }
         let host_network = source.switch("host-network");
         let ipv6 = source.switch("ipv6");

@@ -180,7 +180,7 @@ impl Client {
         tokio::time::timeout(QUESTION_TIMEOUT, self.ask_whole(target)).await.unwrap_or(Err(RequestFailure::Silent)).map_err(RequestError)
     }
 
-    /// Reads a document of at most this many bytes, in one of these media types.
+    /// Reads a document of at most `at_most` bytes, in one of the media types.
     pub(crate) async fn get_document(&self, target: &str, media_types: &str, at_most: usize) -> Result<Vec<u8>, RequestError> {
         let read = async {
             let mut body = Vec::new();

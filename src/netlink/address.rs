@@ -51,12 +51,12 @@ impl Netlink {
         self.ask(addition(interface, ip, RT_SCOPE_UNIVERSE)).map(drop)
     }
 
-    /// Adds an address at which the node only listens: its own connections do not get it as their source address. Records who added it
-    /// (a number of `RTPROT_…`).
+    /// Adds an address on which the node only listens: its own connections do not get it as their source address. `protocol` records who
+    /// added it (a number of `RTPROT_…`).
     pub(crate) fn add_listening_address(&mut self, interface: u32, ip: IpAddr, protocol: u8) -> io::Result<()> {
         let mut message = addition(interface, ip, RT_SCOPE_HOST).attribute(IFA_PROTO, &[protocol]);
         if ip.is_ipv6() {
-            // IPv6 has no such scope. An address that is not preferred any more is not chosen either (RFC 6724, section 5, rule 3).
+            // IPv6 has no such scope. A deprecated address is not chosen as a source address either (RFC 6724, section 5, rule 3).
             let (preferred, valid) = (0_u32.to_ne_bytes(), u32::MAX.to_ne_bytes());
             message = message.attribute(IFA_CACHEINFO, &[preferred, valid, [0; 4], [0; 4]].concat());
         }

@@ -1,11 +1,11 @@
-//! The pipeline of one request for credentials by a service account token: the protocol of EKS Pod Identity.
+//! The pipeline of one request for credentials with a service account token (the protocol of EKS Pod Identity).
 //!
 //! ```text
-//! route ──▶ is the token good? ──▶ did its pod send it? ──▶ which role may it have? ──▶ get its credentials ──▶ respond
+//! route ──▶ is the token valid? ──▶ did its pod send it? ──▶ which role may it have? ──▶ get its credentials ──▶ respond
 //! ```
 //!
-//! A token is signed by the cluster and bound to a pod. That is not enough: the connection must come from the address of that pod or,
-//! for a pod in the node's network, from the node. A token that was stolen from one pod is of no use in another one.
+//! A token is signed by the cluster and bound to a pod. In addition, the connection must come from the address of that pod or, for a pod in
+//! the node's network, from the node. A token that was stolen from one pod is therefore of no use at another address.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -30,7 +30,7 @@ pub(crate) mod settings;
 use settings::PodIdentity;
 
 impl<A: AssumeRole> Proxy<A> {
-    /// Serves credentials for service account tokens as well.
+    /// Also serves credentials for service account tokens, if `pod_identity` is given.
     #[must_use]
     pub(crate) fn with_pod_identity(self, pod_identity: Option<PodIdentity>) -> Self {
         Self { pod_identity, ..self }
@@ -64,7 +64,7 @@ impl<A: AssumeRole> Proxy<A> {
             return Err(Refusal::ServiceAccountToken(sender(), TokenError::NoKeys));
         };
         let refused = |error| Refusal::ServiceAccountToken(sender(), error);
-        // Without the header, there is no token in it.
+        // A missing header counts as an empty token, which is refused.
         let token = BearerToken::new(route::token(&request.headers).unwrap_or_default()).map_err(refused)?;
         let claims = verifier.verify(&token).await.map_err(refused)?;
         if claims.node.as_ref().is_some_and(|of_token| of_token.name != *node) {
@@ -73,7 +73,7 @@ impl<A: AssumeRole> Proxy<A> {
         // Taken before the first lookup, so that no later change is missed.
         let seen = self.seen();
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
-        // Connections of pods in the node's network have the node's address. Which of these pods it is, only the token says.
+        // Connections of pods in the node's network have the node's address. Only the token says which of these pods it is.
         let identifier = match origin.is_of_node {
             true => Identifier::HostNetwork(claims.pod_uid.0.clone()),
             false => Identifier::Address(origin.ip),

@@ -1,4 +1,4 @@
-//! The reasons why a pod gets nothing, and the only place that decides what the pod and the operator learn of it.
+//! The reasons why a pod gets nothing. This is the only place that decides what the pod and the operator learn about them.
 
 use std::sync::Arc;
 
@@ -47,13 +47,13 @@ pub(super) enum Refusal {
         /// The set that the path belongs to; `None` if no setting opens it.
         set: Option<Set>,
     },
-    /// The pod may read the path, and there is nothing at it now.
+    /// The pod may read the path, but there is no value at the moment.
     Absent(Arc<Pod>),
     /// The value could not be read from the real service yet.
     Unavailable(Arc<Pod>),
     /// The request is not one of a metadata client. The pod is for the log alone, if the address has one.
     Rejected(Option<Arc<Pod>>, Rejection),
-    /// STS gives out no session.
+    /// STS returned no session.
     Session {
         pod: Arc<Pod>,
         request: Box<RoleRequest>,
@@ -61,13 +61,13 @@ pub(super) enum Refusal {
         /// Whether the role is the default role, because the pod names none.
         by_default: bool,
     },
-    /// The request is not one for credentials by a service account token. The pod is for the log alone, if the address has one.
+    /// The request is not one for credentials with a service account token. The pod is only for the log; `None` if the address has none.
     IdentityRejected(Option<Arc<Pod>>, Rejection),
-    /// The service account token is not valid. The pod is the one that sent it, if the address has one.
+    /// The service account token is not valid. The pod is the one that sent it; `None` if the address has none.
     ServiceAccountToken(Option<Arc<Pod>>, TokenError),
-    /// The service account token is that of another pod than the one that sent it, if the address has one.
+    /// The service account token is that of another pod. The pod is the one that sent it; `None` if the address has none.
     TokenOfOtherPod(Option<Arc<Pod>>),
-    /// The service account token is that of a pod on another node.
+    /// The service account token is that of a pod on another node. The pod is the one that sent it; `None` if the address has none.
     TokenOfOtherNode(Option<Arc<Pod>>),
 }
 
@@ -100,7 +100,7 @@ impl<'a> Asked<'a> {
 }
 
 impl Refusal {
-    /// Returns the stable name, which is a metric's label.
+    /// Returns the stable name, which is also a value of the metric's label `reason`.
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::UnknownPod => "unknown-pod",
@@ -125,7 +125,7 @@ impl Refusal {
         }
     }
 
-    /// Returns the reason in metrics: failures of STS have metrics of their own, by kind.
+    /// Returns the reason in metrics. Failures of STS share one, because other metrics count them by kind.
     pub(super) fn metric_reason(&self) -> &'static str {
         match self {
             Self::Session { .. } => "sts",
@@ -133,7 +133,7 @@ impl Refusal {
         }
     }
 
-    /// Returns the pod whose request is refused, if it is one.
+    /// Returns the pod whose request is refused, if it is known.
     pub(super) fn pod(&self) -> Option<&Arc<Pod>> {
         match self {
             Self::UnknownPod | Self::UnknownCgroup | Self::PodsNotListed | Self::AmbiguousAddress(_) => None,
@@ -220,7 +220,7 @@ impl Refusal {
             Self::Denied { denial, .. } if denial.may_pass() => Outcome::Failed,
             Self::Token { .. } => Outcome::Unauthorized,
             Self::Rejected(_, rejection) | Self::IdentityRejected(_, rejection) => Outcome::Rejected(*rejection),
-            // Requests for metadata have no such token.
+            // Never reached: requests for metadata have no such token.
             Self::ServiceAccountToken(..) | Self::TokenOfOtherPod(_) | Self::TokenOfOtherNode(_) => Outcome::Unauthorized,
             Self::UnknownPod
             | Self::AmbiguousAddress(_)

@@ -31,7 +31,7 @@ pub struct HostNetworkRules {
     /// The daemon's own pod, which needs the real metadata service.
     own: OwnPodName,
     is_enforced: bool,
-    /// Whether service account tokens are served, which identify such pods without programs of the kernel.
+    /// Whether the daemon serves credentials for service account tokens, which identify such pods without BPF programs.
     serves_tokens: bool,
 }
 
@@ -58,13 +58,13 @@ impl HostNetworkRules {
         Self { config, own, is_enforced, serves_tokens: false }
     }
 
-    /// Sets whether service account tokens are served.
+    /// Sets whether the daemon serves credentials for service account tokens.
     #[must_use]
     pub fn with_tokens(self, serves_tokens: bool) -> Self {
         Self { serves_tokens, ..self }
     }
 
-    /// Returns whether the pod, which is in the node's network, may ask for credentials that it could get.
+    /// Returns whether this pod in the node's network can get credentials, either as metadata or with a service account token.
     pub fn may_be_served(&self, pod: &Pod) -> bool {
         self.treatment(pod) == HostNetworkTreatment::Served || (self.serves_tokens && pod.has_token_audience)
     }

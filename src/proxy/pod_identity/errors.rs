@@ -12,9 +12,9 @@ const fn error(status: StatusCode, code: &'static str, message: &'static str) ->
 }
 
 const DENIED: IdentityError =
-    error(StatusCode::FORBIDDEN, "AccessDeniedException", "The pod may not have credentials. The Events of the pod say why.");
+    error(StatusCode::FORBIDDEN, "AccessDeniedException", "This pod is not allowed to have credentials. See the Events of the pod.");
 const UNAVAILABLE: IdentityError =
-    error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", "The pod cannot be identified yet. Try again.");
+    error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", "The pod cannot be identified at the moment. Try again.");
 
 impl Refusal {
     /// Returns the error for a client of Pod Identity. On 4xx, SDKs give up; on 429 and 5xx, they try again.
@@ -22,9 +22,11 @@ impl Refusal {
         match self {
             Self::IdentityRejected(_, rejection) | Self::Rejected(_, rejection) => rejected(*rejection),
             Self::ServiceAccountToken(_, token) => match token.kind() {
-                TokenErrorKind::Malformed => {
-                    error(StatusCode::BAD_REQUEST, "InvalidTokenException", "The header Authorization must be a service account token.")
-                }
+                TokenErrorKind::Malformed => error(
+                    StatusCode::BAD_REQUEST,
+                    "InvalidTokenException",
+                    "The header Authorization must contain a service account token.",
+                ),
                 TokenErrorKind::Expired => {
                     error(StatusCode::BAD_REQUEST, "ExpiredTokenException", "The service account token has expired, or is not valid yet.")
                 }
@@ -36,7 +38,7 @@ impl Refusal {
                 }
             },
             Self::TokenOfOtherPod(_) | Self::TokenOfOtherNode(_) => {
-                error(StatusCode::FORBIDDEN, "AccessDeniedException", "The service account token is not that of this pod.")
+                error(StatusCode::FORBIDDEN, "AccessDeniedException", "The service account token does not belong to this pod.")
             }
             Self::Session { error: failure, .. } if failure.is_throttled() => {
                 error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", "Too many requests for credentials. Try again.")

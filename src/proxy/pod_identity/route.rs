@@ -1,4 +1,4 @@
-//! Which requests are for credentials by a service account token: a pure function of the method, target and headers.
+//! Decides which requests are for credentials with a service account token: a pure function of method, target and headers.
 //!
 //! There is one resource. As for metadata, a request is refused unless it has exactly the form that SDKs send.
 
@@ -14,7 +14,7 @@ const PATH: &str = "/v1/credentials";
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Checks that a request is for credentials. `local` is the address that the client connected to, which is the only host that the
-/// request may name: a web page that was rebound to this address names its own host.
+/// request may name: a web page that uses DNS rebinding names its own host.
 pub(super) fn check(method: &Method, uri: &Uri, headers: &HeaderMap, local: Option<SocketAddr>) -> Result<(), Rejection> {
     if headers.contains_key(TRANSFER_ENCODING) {
         return Err(Rejection::Malformed);
@@ -43,7 +43,8 @@ pub(super) fn check(method: &Method, uri: &Uri, headers: &HeaderMap, local: Opti
     if method == Method::GET { Ok(()) } else { Err(Rejection::Method) }
 }
 
-/// Returns the token of a request: the value of its only header `Authorization`, as it is, without a scheme.
+/// Returns the token of a request: the value of its header `Authorization`, without a scheme. If there are several such headers, there is
+/// no token.
 pub(super) fn token(headers: &HeaderMap) -> Option<&[u8]> {
     the_only(headers, &AUTHORIZATION).map(http::HeaderValue::as_bytes)
 }
@@ -53,7 +54,7 @@ fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a http::H
     given.next().filter(|_| given.next().is_none())
 }
 
-/// Returns whether a host header names this address, with or without the port if that is the default one.
+/// Returns whether a host header names this address. The port may be missing if it is 80.
 fn names(host: &str, local: SocketAddr) -> bool {
     let ip = match local.ip() {
         IpAddr::V4(ip) => ip.to_string(),

@@ -1,8 +1,8 @@
-//! What requests with service account tokens need.
+//! What is needed to answer requests with service account tokens.
 
 use crate::pod_identity::verifier::Verifier;
 
-/// What requests with service account tokens need.
+/// What is needed to answer requests with service account tokens.
 #[derive(Debug)]
 pub(crate) struct PodIdentity {
     /// Verifies tokens.

@@ -1,4 +1,4 @@
-//! What the operator reads about a refusal.
+//! The log lines about refusals, for the operator.
 
 use std::borrow::Cow;
 
@@ -128,7 +128,7 @@ impl Refusal {
             ),
             Self::IdentityRejected(_, rejection) => info!(
                 event = "request-rejected", namespace, pod, source = %ip, reason, path, advice = about_identity(*rejection),
-                "refused: the request is not one for credentials by a service account token"
+                "refused: the request is not one for credentials with a service account token"
             ),
             Self::ServiceAccountToken(_, error) => warn!(
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path, advice = error.advice().as_deref(),
@@ -136,13 +136,13 @@ impl Refusal {
             ),
             Self::TokenOfOtherPod(_) => warn!(
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path,
-                advice = "unless the pod has just started, find out how it got the token of another pod",
-                "refused: the service account token is not that of the pod that sent it"
+                advice = "unless the pod has just started, find out how the sender got the token of another pod",
+                "refused: the service account token does not belong to the pod at this address"
             ),
             Self::TokenOfOtherNode(_) => warn!(
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path,
-                advice = "find out how the pod got the token of a pod on another node",
-                "refused: the service account token is that of a pod on another node"
+                advice = "find out how the sender got the token of a pod on another node",
+                "refused: the service account token belongs to a pod on another node"
             ),
             Self::Rejected(_, rejection) => info!(
                 event = "request-rejected", namespace, pod, source = %ip, reason, path, advice = about(*rejection),
@@ -169,7 +169,7 @@ fn about(rejection: Rejection) -> &'static str {
 fn about_identity(rejection: Rejection) -> &'static str {
     match rejection {
         Rejection::Forwarded => "add the address of Pod Identity to NO_PROXY in the pod: the request came through a proxy",
-        Rejection::Host => "send requests to the address in AWS_CONTAINER_CREDENTIALS_FULL_URI, without another host name",
+        Rejection::Host => "let AWS_CONTAINER_CREDENTIALS_FULL_URI name the address of Pod Identity, not a host name",
         Rejection::Method | Rejection::ConnectionMethod | Rejection::TokenVersion | Rejection::Malformed => {
             "find the client in the pod: only GET /v1/credentials is served at this address"
         }

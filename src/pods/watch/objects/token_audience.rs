@@ -1,5 +1,5 @@
-//! Determines whether a pod has a service account token for an audience of its own choice: only such a pod can ask for credentials with
-//! a token. The token that every pod has is for the API server and names no audience.
+//! Determines whether a pod has a service account token for an audience of its own choice. Only such a pod can request credentials with a
+//! token. The token that every pod has is for the API server and names no audience.
 
 use serde::Deserialize;
 use serde::de::Deserializer;
