@@ -128,7 +128,8 @@ impl App {
         let leaving = self.rules.as_ref().filter(|_| self.config.redirect.remove_on_exit).map(PacketRules::leaving);
         let mut tasks = Tasks::default();
         let served = self.serve_with(&mut tasks, stop).await;
-        // Tasks end before the rules are removed: the self-test removes its control group, and the keeper of the rules would otherwise repair them.
+        // Tasks end before the rules are removed: the self-test removes its control group, and the keeper of the rules would otherwise
+        // repair them.
         tasks.end().await;
         served?;
         if let Some(leaving) = leaving {

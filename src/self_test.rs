@@ -6,7 +6,7 @@
 //! service sees an empty connection. A connection to another port of the metadata address must fail, and the failure must be the
 //! guard's: a datagram to that port must be answered by an ICMP error from this node. Silence proves nothing.
 //!
-//! Where BPF programs redirect connections, [`programs`] judges those, from a process in the pods' control group ([`group`]).
+//! If BPF programs redirect connections, [`programs`] tests these instead, from a process in the pods' control group ([`group`]).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -80,14 +80,14 @@ pub(crate) struct ExpectedRules {
     pub ipv6: bool,
 }
 
-/// How a connection from a test address came to the app port.
+/// How a connection from a test address reached the app port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProbeArrival {
     /// BPF programs redirected and recorded it.
     Recorded,
     /// Packet rules redirected it.
     ByRules,
-    /// Nothing says that it was opened to the metadata address.
+    /// Nothing shows that it was opened to the metadata address.
     Direct,
 }
 
@@ -99,7 +99,7 @@ pub(crate) enum Redirection {
     PacketRules,
     /// BPF programs on the control group of all pods.
     Programs {
-        /// That control group, if it is not where kubelets create it.
+        /// The control group of all pods, if it is not where kubelets create it.
         cgroup: Option<PathBuf>,
     },
 }
@@ -302,9 +302,9 @@ struct Running {
     // Dropped before the helper; the end of the helper also removes the interface.
     network: Option<TestNetwork>,
     helper: Spoken,
-    // Removed after the helper has ended.
+    // After `helper`: fields are dropped in order, and the control group can be removed only when the helper has ended.
     group: HelperGroup,
-    /// Whether the helper is where the programs see it as they see pods.
+    /// Whether the helper is in a control group where the programs treat it like a pod.
     is_in_group: bool,
     redirection: Redirection,
     exit_guard: Option<ExitGuardCheck>,
@@ -372,7 +372,7 @@ impl Running {
         if matches!(failure, SelfTestFailure::Ended) { Err(HelperFailure::Ended) } else { Ok(false) }
     }
 
-    /// Chooses the placement, and moves the helper to where the programs see it as they see pods, if they redirect.
+    /// Chooses the placement. If BPF programs redirect, moves the helper to a control group where they treat it like a pod.
     async fn place(&mut self, interfaces: Vec<InterfaceMatch>, pods: Vec<IpAddr>) -> io::Result<Result<Placement, NoPlacement>> {
         let Redirection::Programs { cgroup } = &self.redirection else {
             let has_exit_guard = self.exit_guard.is_some();
@@ -572,7 +572,7 @@ async fn sweep_groups(redirection: &Redirection) {
         Redirection::Programs { cgroup } => cgroup.clone(),
         Redirection::PacketRules => None,
     };
-    // If that fails, a directory without a process is left.
+    // If that fails, an empty control group remains.
     let _ = blocking(move || {
         group::sweep(given.as_deref());
         Ok(())
@@ -580,7 +580,7 @@ async fn sweep_groups(redirection: &Redirection) {
     .await;
 }
 
-/// Returns whether this is an IPv4 address for a socket of IPv6.
+/// Returns whether this is an IPv4-mapped IPv6 address.
 fn is_mapped(address: SocketAddr) -> bool {
     matches!(address.ip(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some())
 }

@@ -41,7 +41,7 @@ pub(crate) enum Bypass {
 }
 
 impl Bypass {
-    /// Returns the reason why nothing can be said about packet rules here, and what to do.
+    /// Returns why the test of packet rules would mean nothing here, and what to do.
     pub(super) fn reason(&self, has_exit_guard: bool) -> String {
         let then = match has_exit_guard {
             true => "the exit guard then drops their metadata requests, which time out",

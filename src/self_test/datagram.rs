@@ -63,10 +63,10 @@ fn bind_for(to: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::bind((any, 0))
 }
 
-/// Returns the reply for an error of the kernel's here: nothing was sent. Other errors may be answers.
+/// Returns the reply for an error with which this kernel refused to send anything. Other errors may be responses of another host.
 pub(super) fn refused_locally(error: &io::Error) -> Option<HelperReply> {
     match error.raw_os_error().map(Errno::from_raw) {
-        // The standard library has one kind for this and EACCES, which a route may cause.
+        // Compared by number: the standard library has the same kind for EACCES, which a route may cause.
         Some(Errno::EPERM) => Some(HelperReply::Denied),
         Some(Errno::EAFNOSUPPORT) => Some(HelperReply::NoFamily),
         _ => None,

@@ -1,7 +1,7 @@
 //! The control group of the helper, where BPF programs on the pods' control group redirect connections.
 //!
-//! The helper of a daemon in a pod is in the control group of that pod, like the daemon. The helper of another daemon is moved to a
-//! control group of its own, directly below that of all pods. Its name is not that of a pod.
+//! If the daemon runs in a pod, its helper is already in the control group of that pod. Otherwise, the helper is moved to its own control
+//! group, directly below that of all pods. No pod can have its name.
 
 use std::borrow::Cow;
 use std::fs;
@@ -14,20 +14,20 @@ use crate::cgroup::SELF_TEST;
 use crate::redirect::bpf::BpfError;
 use crate::redirect::bpf::cgroups::PodsCgroup;
 
-/// How often the helper is moved again if another daemon has just removed the control group.
+/// How many times moving the helper is tried, because another daemon may have just removed the control group.
 const TRIES: usize = 5;
 /// How long the kernel may take to notice that the helper has ended.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The pause between two attempts to remove the control group.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Why the helper cannot be in the control group of all pods.
+/// The reason why the helper cannot be in a control group below that of all pods.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GroupFailure {
-    /// The control group of all pods is not found.
+    /// The control group of all pods was not found.
     #[error("cannot find the pods' control group")]
     Pods(#[source] BpfError),
-    /// The helper cannot be moved.
+    /// The helper could not be moved.
     #[error("cannot move the self-test's helper process to the control group {}", path.display())]
     Move {
         /// The control group.
@@ -49,7 +49,7 @@ impl Advise for GroupFailure {
     }
 }
 
-/// The place of the helper. Dropping it removes the control group that was made for it, if the helper has ended.
+/// The control group that was created for the helper, if there is one. Dropping it removes the control group, if the helper has ended.
 #[derive(Debug, Default)]
 pub(super) struct HelperGroup {
     made: Option<PathBuf>,
@@ -66,7 +66,7 @@ impl Drop for HelperGroup {
 }
 
 impl HelperGroup {
-    /// Notes the control group that [`enter`] made, if it made one.
+    /// Remembers the control group that [`enter`] created, if it created one.
     pub(super) fn keep(&mut self, made: Option<PathBuf>) {
         if made.is_some() {
             self.made = made;
@@ -74,7 +74,7 @@ impl HelperGroup {
     }
 }
 
-/// Moves the process into a control group below that of all pods, unless it is in that of a pod. Returns the one that was made for it.
+/// Moves the process into a control group below that of all pods, unless it is already in that of a pod. Returns the created control group.
 /// `given` is the control group of all pods, if it is not where kubelets create it.
 pub(super) fn enter(given: Option<&Path>, process: u32) -> Result<Option<PathBuf>, GroupFailure> {
     let pods = PodsCgroup::find(given).map_err(GroupFailure::Pods)?;
@@ -86,8 +86,8 @@ pub(super) fn enter(given: Option<&Path>, process: u32) -> Result<Option<PathBuf
     for _ in 0..TRIES {
         moved = move_into(&path, process);
         match &moved {
-            // Another daemon of this node has removed it between the two steps. In a container with a view of its own, the kernel says
-            // the same of a control group that is outside of that.
+            // Another daemon of this node removed the control group between the two steps. In a container with its own cgroup namespace,
+            // the kernel returns the same error for a control group outside of it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             _ => break,
         }
@@ -106,14 +106,14 @@ fn move_into(group: &Path, process: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    // Not created: where this is no control group, there is no such file.
+    // The file is not created: a directory that is not a control group has no such file.
     fs::OpenOptions::new().write(true).open(group.join("cgroup.procs")).and_then(|mut file| {
         use io::Write as _;
         file.write_all(process.to_string().as_bytes())
     })
 }
 
-/// Removes the control group that a daemon left which was killed, unless it has a process.
+/// Removes the control group that a killed daemon left behind, unless it contains a process.
 pub(super) fn sweep(given: Option<&Path>) {
     if let Ok(pods) = PodsCgroup::find(given) {
         let _ = fs::remove_dir(pods.path.join(SELF_TEST));

@@ -69,7 +69,7 @@ pub(super) enum Order {
     Connect { to: SocketAddr, timeout: Duration },
     /// Send an empty datagram, and report the answer or ICMP error.
     Datagram { to: SocketAddr, timeout: Duration },
-    /// Send an empty datagram from a socket that is not connected, and report whether the kernel let it.
+    /// Send an empty datagram from a socket that is not connected, and report whether the kernel allowed it.
     SendTo { to: SocketAddr },
 }
 

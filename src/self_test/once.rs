@@ -1,4 +1,4 @@
-//! A single test, for people: beside a daemon that serves this node.
+//! A single test for commands, while another process, the daemon, serves this node.
 
 use super::group::HelperGroup;
 use super::helper::Helper;
@@ -26,8 +26,8 @@ pub(crate) enum SelfTestResult {
     Unavailable(String),
 }
 
-/// Runs one test beside the daemon that serves this node: that daemon closes the connections of other tests at once. `expected`
-/// says which requests are redirected.
+/// Runs one test while the daemon serves this node. The daemon closes the test's connections at once. `expected` says which requests are
+/// redirected.
 pub(crate) async fn once(helper: Helper, redirect: &RedirectConfig, expected: ExpectedRules) -> SelfTestResult {
     let failed = |failure: &SelfTestFailure| SelfTestResult::Failed { cause: chain(failure), advice: failure.advice().map(Into::into) };
     let helper = match helper.speak() {
@@ -42,7 +42,7 @@ pub(crate) async fn once(helper: Helper, redirect: &RedirectConfig, expected: Ex
         is_in_group: false,
         network: None,
         redirection: Redirection::of(redirect),
-        // The daemon checks its own.
+        // The daemon checks its own exit guard.
         exit_guard: None,
         failing: Changes::default(),
         metrics,

@@ -54,9 +54,9 @@ pub(super) enum SelfTestFailure {
     Unproven(SocketAddr),
     #[error("BPF programs denied the self-test's connection to {0}")]
     Denied(SocketAddr),
-    #[error("the self-test's connection to {0} was redirected by packet rules and not by the BPF programs")]
+    #[error("the self-test's connection to {0} was redirected by packet rules, not by the BPF programs")]
     ByRules(SocketAddr),
-    #[error("the self-test's connection to {0} arrived without a record of the BPF programs")]
+    #[error("the self-test's connection to {0} arrived, but the BPF programs did not record it")]
     Unrecorded(SocketAddr),
     #[error("the BPF programs did not deny the self-test's {} to {to}: pods may reach the real metadata service", what.name())]
     NotDenied { what: Attempt, to: SocketAddr },
@@ -67,7 +67,7 @@ pub(super) enum SelfTestFailure {
     NotDropped(SocketAddr),
     #[error("the exit guard is not attached to {}", .0.join(", "))]
     ExitGuardMissing(Vec<String>),
-    #[error("the exit guard decides wrongly about packets to {0}")]
+    #[error("the exit guard makes the wrong decision about packets to {0}")]
     ExitGuardWrong(IpAddr),
     #[error("cannot check the exit guard")]
     ExitGuardUnknown(#[source] BpfError),
@@ -77,7 +77,7 @@ pub(super) enum SelfTestFailure {
     Ended,
 }
 
-/// What must be denied.
+/// What the BPF programs must deny.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attempt {
     /// A TCP connection.
@@ -111,8 +111,8 @@ impl Advise for SelfTestFailure {
                                   guard of another program rejects packets and does not drop them"
                 .into(),
             Self::Denied(_) => {
-                "check that the BPF programs are those of this daemon, and have its address: restart the daemon; otherwise, \
-                                find the program of another component that denies it"
+                "restart the daemon, so that it configures its BPF programs again; if that does not help, find the BPF program of another \
+                 component that denies the connection"
                     .into()
             }
             Self::ByRules(_) | Self::Unrecorded(_) | Self::NotDenied { .. } | Self::NotDropped(_) => {

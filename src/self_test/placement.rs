@@ -60,13 +60,14 @@ pub(crate) fn never(interfaces: &[InterfaceMatch]) -> Option<NoPlacement> {
     )))
 }
 
-/// Returns the placement where BPF programs redirect connections. They do not look at interfaces, so its name is one that no other program
-/// manages: Calico and Cilium would drop what arrives from an interface with a name like theirs.
+/// Returns the placement for BPF programs. These do not look at interfaces, so the interface gets a name that no other program manages:
+/// Calico and Cilium would drop packets from an interface with a name like theirs.
 pub(crate) fn of_programs() -> Placement {
     Placement::Prefix(OWN_PREFIXES[0].to_owned())
 }
 
-/// Chooses the placement for packet rules: like the first usable one of the named interfaces, otherwise on the bridge of the pods, if there is one.
+/// Chooses the placement for packet rules: like the first usable one of the named interfaces, otherwise on the bridge of the pods, if there
+/// is one.
 pub(crate) fn place(
     interfaces: &[InterfaceMatch],
     pods: &[IpAddr],

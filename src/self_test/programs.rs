@@ -1,4 +1,4 @@
-//! The part of the self-test that judges BPF programs: those on the pods' control group, from a process in it, and the exit guard.
+//! The part of the self-test for BPF programs: it tests those on the pods' control group from a process in it, and checks the exit guard.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::metadata_service::METADATA_PORT;
 use crate::redirect::bpf::ExitGuardState;
 use crate::redirect::rules::Family;
 
-/// How often the exit guard is checked again if it is missing: a new interface has none for a moment.
+/// How many times the exit guard is checked again if it is missing, because a new interface has none for a moment.
 const EXIT_GUARD_TRIES: u32 = 10;
 /// The pause between these checks.
 const EXIT_GUARD_PAUSE: Duration = Duration::from_millis(100);
@@ -30,12 +30,12 @@ impl Running {
         for family in Family::ALL {
             let is_redirected = if family == Family::V4 { expected.ipv4 } else { expected.ipv6 };
             let at = |port| SocketAddr::new(family.metadata(), port);
-            // IPv4 for sockets of IPv6.
+            // The IPv4 address for IPv6 sockets.
             let mapped = |port| match family.metadata() {
                 IpAddr::V4(ip) => Some(SocketAddr::new(ip.to_ipv6_mapped().into(), port)),
                 IpAddr::V6(_) => None,
             };
-            // First, because it shows best which programs are missing.
+            // First, because these show most clearly which programs are missing.
             self.is_denied(Attempt::Connection, at(OTHER_PORT)).await?;
             self.is_denied(Attempt::Datagrams, at(OTHER_PORT)).await?;
             if let Some(mapped) = mapped(OTHER_PORT) {
@@ -58,7 +58,7 @@ impl Running {
         Ok(())
     }
 
-    /// Checks that the programs deny it when the socket connects.
+    /// Checks that the programs deny the attempt when the socket connects.
     async fn is_denied(&mut self, what: Attempt, to: SocketAddr) -> Result<(), SelfTestFailure> {
         let order = match what {
             Attempt::Connection => Order::Connect { to, timeout: TIMEOUT },
@@ -66,7 +66,7 @@ impl Running {
         };
         match self.order(&order).await? {
             HelperReply::Denied => Ok(()),
-            // No pod has such a socket either.
+            // Without sockets of this family, pods have none either.
             HelperReply::NoFamily if to.is_ipv6() => Ok(()),
             HelperReply::Closed { .. } | HelperReply::Open { .. } => Err(SelfTestFailure::Open(to)),
             _ => Err(SelfTestFailure::NotDenied { what, to }),
@@ -90,7 +90,7 @@ impl Running {
             let state = blocking(move || Ok(check.check())).await.map_err(SelfTestFailure::NotMade)?;
             match state.map_err(SelfTestFailure::ExitGuardUnknown)? {
                 ExitGuardState::InPlace => return Ok(()),
-                // A new interface gets its guard at once.
+                // A new interface gets its guard after a moment.
                 ExitGuardState::Missing(_) if tries.next().is_some() => tokio::time::sleep(EXIT_GUARD_PAUSE).await,
                 ExitGuardState::Missing(interfaces) => return Err(SelfTestFailure::ExitGuardMissing(interfaces)),
                 ExitGuardState::Wrong(to) => return Err(SelfTestFailure::ExitGuardWrong(to)),

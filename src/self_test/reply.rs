@@ -19,9 +19,9 @@ pub(super) enum HelperReply {
     Unreachable,
     /// The kernel did not let the socket connect or send (`EPERM`). Nothing was sent.
     Denied,
-    /// This kernel has no sockets of the family.
+    /// This kernel has no sockets of the address family.
     NoFamily,
-    /// The datagram was sent, and nobody waited for an answer.
+    /// The datagram was sent; the helper did not wait for an answer.
     Sent,
     /// Nothing came back.
     TimedOut,

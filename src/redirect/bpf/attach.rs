@@ -95,14 +95,14 @@ impl Programs {
         Ok((Self { directory, ebpf, config, numbers }, records, exemptions))
     }
 
-    /// Returns a check of the exit guard on the interfaces that these choose.
+    /// Returns a check of the exit guard on the interfaces that `interfaces` chooses.
     pub(super) fn exit_guard_check(&mut self, interfaces: &[InterfaceMatch]) -> Result<ExitGuardCheck, BpfError> {
         let scratch = self.directory.join(format!("{NEXT}{EXIT_GUARD}"));
         let failed = |source| BpfError::Pins { path: scratch.clone(), source };
         let Program::SchedClassifier(guard) = program(&mut self.ebpf, EXIT_GUARD)? else { return Err(unknown(EXIT_GUARD)) };
         removed(fs::remove_file(&scratch)).map_err(failed)?;
         guard.pin(&scratch).map_err(|error| BpfError::kernel(format!("pin {}", scratch.display()), error))?;
-        // The check keeps the program itself.
+        // The check holds the program open, so the pin can go.
         let check = ExitGuardCheck::open(&scratch, self.directory.clone(), interfaces.to_vec());
         removed(fs::remove_file(&scratch)).map_err(failed)?;
         check

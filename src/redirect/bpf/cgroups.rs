@@ -145,7 +145,7 @@ impl PodsCgroup {
         classes
     }
 
-    /// Returns whether a process is in the control group of a pod. Its number is that of the PID namespace of this process.
+    /// Returns whether a process is in the control group of a pod. `process` is its number in the PID namespace of this process.
     pub fn has_in_a_pod(&self, process: u32) -> bool {
         self.pod_of(process).is_some()
     }

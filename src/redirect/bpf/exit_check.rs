@@ -1,7 +1,7 @@
 //! Checks the exit guard without sending a packet: a packet that it lets pass would reach the real metadata service.
 //!
-//! The kernel says which interfaces the guard is attached to, and runs the attached program on frames that exist only in memory
-//! (`BPF_PROG_TEST_RUN`).
+//! The check asks the kernel which interfaces the guard is attached to, and lets the kernel run the guard's program on frames that exist
+//! only in memory (`BPF_PROG_TEST_RUN`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,29 +20,29 @@ use super::uplinks::NodeInterfaces;
 use crate::config::InterfaceMatch;
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6};
 
-/// The result of a program on an interface that drops the packet (`TC_ACT_SHOT`).
+/// The result with which a program on an interface drops a packet (`TC_ACT_SHOT`).
 const DROP: u32 = 2;
-/// EtherType of IPv4 and IPv6.
+/// The EtherTypes of IPv4 and IPv6.
 const ETHERTYPES: [[u8; 2]; 2] = [[0x08, 0x00], [0x86, 0xdd]];
-/// UDP.
+/// The protocol number of UDP.
 const UDP: u8 = 17;
 /// The length of a UDP header without data, in bytes.
 const UDP_LENGTH: u8 = 8;
-/// Where `ingress_ifindex` is in `struct __sk_buff`, and the length of what is given of that.
+/// The position of `ingress_ifindex` in `struct __sk_buff`, in bytes. The check passes the structure up to its end.
 const INGRESS: std::ops::Range<usize> = 36..40;
-/// An interface number for packets that were forwarded. No packet arrives there.
+/// The number of the interface through which the packets seem to have arrived, so that they count as forwarded.
 const FROM: u32 = 1;
-/// An address of no host (RFC 5737), and one of IPv6 (RFC 3849).
+/// Addresses that no host has: addresses for documentation (RFC 5737, RFC 3849).
 const ELSEWHERE: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 /// What the check of the exit guard found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExitGuardState {
-    /// It is attached to every interface that needs it, and drops what it must.
+    /// It is attached to every interface that needs it, and drops the right packets.
     InPlace,
     /// It is not attached to these interfaces.
     Missing(Vec<String>),
-    /// It does not drop packets to this address, or drops all packets.
+    /// It decides wrongly about packets to this address: it lets them pass to a metadata address, or drops them to another one.
     Wrong(IpAddr),
 }
 
@@ -55,8 +55,8 @@ pub struct ExitGuardCheck {
 }
 
 impl ExitGuardCheck {
-    /// Creates a check of the program that is pinned at `program`. The pin is not needed any more then. `directory` has the pins of
-    /// links; `interfaces` choose the uplinks, if there are any.
+    /// Creates a check of the program that is pinned at `program`. Afterwards, the pin is no longer needed. `directory` contains the pins
+    /// of the links. `interfaces` chooses the uplinks, unless it is empty.
     pub(super) fn open(program: &Path, directory: PathBuf, interfaces: Vec<InterfaceMatch>) -> Result<Self, BpfError> {
         let guard = SchedClassifier::from_pin(program).map_err(|error| BpfError::kernel("open the exit guard", error))?;
         Ok(Self { directory, interfaces, guard: Arc::new(guard) })
@@ -65,7 +65,7 @@ impl ExitGuardCheck {
     /// Checks whether the exit guard is attached to every interface that needs it, and drops packets to the metadata addresses.
     ///
     /// # Errors
-    /// If the kernel does not answer.
+    /// If the interfaces or links cannot be read, or the program cannot be run.
     pub fn check(&self) -> Result<ExitGuardState, BpfError> {
         let found = NodeInterfaces::read(&self.interfaces).map_err(|error| BpfError::kernel("read the interfaces of this node", error))?;
         let missing = self.unguarded(&found.uplinks).map_err(|source| BpfError::Pins { path: self.directory.clone(), source })?;
@@ -87,7 +87,7 @@ impl ExitGuardCheck {
 
     /// Returns the names of the interfaces that the guard is not attached to.
     fn unguarded(&self, uplinks: &BTreeMap<u32, String>) -> io::Result<Vec<String>> {
-        // They are open until the kernel has described them.
+        // The links stay open until the kernel has described them.
         let open: Vec<_> = uplinks
             .iter()
             .map(|(index, name)| {
@@ -104,7 +104,7 @@ impl ExitGuardCheck {
         Ok(missing.map(|(_, name, _)| (*name).clone()).collect())
     }
 
-    /// Runs the program on a packet to this address that the node forwards.
+    /// Runs the program on a forwarded packet to this address, and returns its result.
     fn result_for(&self, to: IpAddr) -> Result<u32, BpfError> {
         let (frame, context) = (frame(to), context());
         let options = TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), ..TestRunOptions::new() };
@@ -113,7 +113,7 @@ impl ExitGuardCheck {
     }
 }
 
-/// Returns the beginning of a `struct __sk_buff`, that of a packet that came in through an interface.
+/// Returns the beginning of the `struct __sk_buff` of a packet that arrived through an interface.
 fn context() -> [u8; INGRESS.end] {
     let mut context = [0; INGRESS.end];
     context[INGRESS].copy_from_slice(&FROM.to_ne_bytes());

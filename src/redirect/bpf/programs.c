@@ -110,7 +110,7 @@ struct {
 
 /*
  * The control groups of pods that may use the real metadata service, from the node's own network. Their sockets in other networks are
- * treated like those of any pod: these are of agents that enter the networks of pods, and of the daemon's self-test.
+ * treated like those of any pod. Agents that enter the networks of pods have such sockets, and so does the daemon's self-test.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
