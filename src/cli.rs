@@ -179,8 +179,8 @@ fn pod_identity_command() -> Command {
         .long_about(
             "Prints a patch that lets containers of a workload request credentials from a daemon with --pod-identity: it adds two \
              environment variables, and a volume with a service account token. Use it with kubectl patch --patch-file or as a patch of \
-             kustomize, if the cluster does not add these itself (the component daemonset/pod-identity does). Nothing is read from a \
-             cluster or changed in one.",
+             kustomize, if the cluster does not add these itself (the component daemonset/pod-identity-injection does). Nothing is read \
+             from a cluster or changed in one.",
         )
         .after_help("Exit codes: 0 patch printed, 2 wrong arguments.")
         .max_term_width(120)
@@ -202,11 +202,10 @@ fn migrate_command() -> Command {
              also on standard error. Arguments that the daemon would refuse are not printed. Nothing is read from a cluster or changed \
              in one.\n\n\
              For kiam, give the manifests of agent and server together.\n\n\
-             With annotations, it reads the workloads and service accounts of a cluster (kubectl get \
-             deploy,sts,ds,job,cronjob,pods,sa --all-namespaces --output json), and prints service accounts that give each workload the role \
-             of its pods' annotation, with the label for the component daemonset/pod-identity. If workloads of one service account have \
-             different roles, or some have none, each role gets its own service account, and comments contain the commands that change the \
-             workloads.",
+             With annotations, it reads the workloads and service accounts of a cluster (kubectl get deploy,sts,ds,job,cronjob,pods,sa \
+             --all-namespaces --output json), and prints service accounts that give each workload the role of its pods' annotation, with \
+             the label for the component daemonset/pod-identity-injection. If workloads of one service account have different roles, or \
+             some have none, each role gets its own service account, and comments contain the commands that change the workloads.",
         )
         .after_help(
             "Exit codes: 0 manifests printed, 1 nothing to migrate, 2 input that cannot be read or arguments that rolegate refuses.",
