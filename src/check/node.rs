@@ -71,7 +71,9 @@ pub(crate) fn redirects_of_daemon_connections(found: &[String]) -> Vec<CheckItem
     let warning = |redirect: &String| {
         SECTION
             .warning("daemon-connections", format!("another program redirects connections to the daemon's address and port: {redirect}"))
-            .advise("delete the Service with the node's address and the app port, or what else made this; or choose another --app-port")
+            .advise(
+                "delete the Service with the node's address and the app port, or what else redirects them; or choose another --app-port",
+            )
     };
     found.iter().map(warning).collect()
 }
@@ -83,8 +85,8 @@ pub(crate) fn redirects_of_own_requests(found: &[String]) -> Vec<CheckItem> {
     }
     let warning = |redirect: &String| {
         SECTION.warning("own-requests", format!("another program redirects the node's own metadata requests: {redirect}")).advise(
-            "delete the Service whose external IP is the metadata address, or what else made this; component daemonset/admission/ keeps \
-             such Services out",
+            "delete the Service whose external IP is the metadata address, or whatever else redirects them; component daemonset/admission/ \
+             keeps such Services out",
         )
     };
     found.iter().map(warning).collect()
