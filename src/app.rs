@@ -240,9 +240,7 @@ impl App {
         let handover_socket = config.server.handover_socket.clone();
         let mut acceptor = tokio::spawn(async move {
             let metadata = entrance.serve(listener, Service::Metadata, handover_socket, Some(running));
-            let others = pod_identity.into_iter().map(|IdentityListener { listener, handover_socket }| {
-                entrance.serve(listener, Service::PodIdentity, handover_socket, None)
-            });
+            let others = pod_identity.into_iter().map(|listener| entrance.serve_pod_identity(listener));
             futures_util::future::try_join(metadata, futures_util::future::try_join_all(others)).await?;
             anyhow::Ok(())
         });
@@ -323,6 +321,15 @@ struct Entrance {
 }
 
 impl Entrance {
+    /// Accepts on an address of Pod Identity, once no other program has it.
+    async fn serve_pod_identity(&self, mut listener: IdentityListener) -> anyhow::Result<()> {
+        let found = tokio::select! {
+            found = listener.listener() => found?,
+            () = self.drain.begun() => return Ok(()),
+        };
+        self.serve(found, Service::PodIdentity, listener.handover_socket, None).await
+    }
+
     /// Accepts when it is time to, and offers the socket to the next daemon meanwhile.
     async fn serve(
         &self,

@@ -415,6 +415,11 @@ impl Pods {
         self.shared.read().namespaces()
     }
 
+    /// Returns whether the settings refuse this pod, which is in the node's network.
+    pub fn denies_in_host_network(&self, pod: &Pod) -> bool {
+        self.shared.read().host_network().denies(pod)
+    }
+
     /// Returns what happens to the requests of a pod that is in the node's network.
     pub fn host_network_treatment(&self, pod: &Pod) -> HostNetworkTreatment {
         self.shared.read().host_network().treatment(pod)

@@ -1,21 +1,28 @@
-//! The listeners of Pod Identity, and the node's addresses for them.
+//! The listeners of Pod Identity, and the addresses that they need.
+//!
+//! Another program may have one of the ports. The daemon then serves everything else, and retries.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::listener::PodListener;
+use super::listener::{self, PodListener};
 use crate::config::PodIdentityConfig;
 use crate::pod_identity::addresses;
+
+/// The pause between attempts to listen on a port that another program has.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// A listener of Pod Identity.
 #[derive(Debug)]
 pub(super) struct IdentityListener {
-    /// The socket.
-    pub(super) listener: PodListener,
-    /// Where the socket is handed to the next daemon.
+    address: SocketAddr,
+    /// `None` while another program has the port.
+    listener: Option<PodListener>,
+    /// The path of the Unix socket that hands the listener over to the next daemon.
     pub(super) handover_socket: Option<PathBuf>,
 }
 
@@ -29,11 +36,49 @@ pub(super) async fn listen(config: Option<&PodIdentityConfig>, handover_socket: 
     let mut listeners = Vec::new();
     for address in config.listen_addresses() {
         let handover_socket = handover_socket.map(|path| handover_path(path, address));
-        let listener = PodListener::find_for_pod_identity(address, handover_socket.as_deref()).await?;
-        info!(event = "pod-identity-listening", address = %listener.address()?, "serving credentials for service account tokens at this address");
-        listeners.push(IdentityListener { listener, handover_socket });
+        let listener = match PodListener::find_for_pod_identity(address, handover_socket.as_deref()).await {
+            Ok(listener) => {
+                report(&listener)?;
+                Some(listener)
+            }
+            Err(error) if listener::is_in_use(&error) => {
+                warn!(
+                    event = "pod-identity-address-in-use", %address,
+                    "another program listens on this address of Pod Identity; retrying, serving pods at the other addresses; if it \
+                     persists, find the program with 'ss --listening --tcp --processes' on the node"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        listeners.push(IdentityListener { address, listener, handover_socket });
     }
     Ok(listeners)
+}
+
+impl IdentityListener {
+    /// Returns the listener. If another program has the port, waits until it is free.
+    pub(super) async fn listener(&mut self) -> anyhow::Result<PodListener> {
+        loop {
+            if let Some(listener) = self.listener.take() {
+                return Ok(listener);
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+            match PodListener::find_for_pod_identity(self.address, self.handover_socket.as_deref()).await {
+                Ok(listener) => {
+                    report(&listener)?;
+                    self.listener = Some(listener);
+                }
+                Err(error) if listener::is_in_use(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn report(listener: &PodListener) -> anyhow::Result<()> {
+    info!(event = "pod-identity-listening", address = %listener.address()?, "serving credentials for service account tokens at this address");
+    Ok(())
 }
 
 /// Returns the path of the Unix socket that hands over the listener of an address. It is beside that of the app port.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::flags::{DEFAULT_POD_IDENTITY_ADDRESSES as DEFAULT_ADDRESSES, DEFAULT_POD_IDENTITY_AUDIENCE as DEFAULT_AUDIENCE};
 use super::source::SettingSource;
+use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6};
 
 /// Default of `--pod-identity-host-port`.
 pub const DEFAULT_HOST_PORT: u16 = 8182;
@@ -75,7 +76,8 @@ impl PodIdentityConfig {
 /// Returns whether the daemon may listen on this address. An unspecified address would open the port on every address of the node, and so
 /// also to other nodes.
 fn is_usable(ip: IpAddr) -> bool {
-    !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST)
+    let is_metadata = ip == IpAddr::V4(METADATA_IPV4) || ip == IpAddr::V6(METADATA_IPV6);
+    !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST) && !is_metadata
 }
 
 /// Returns the text, if it consists of visible ASCII characters.

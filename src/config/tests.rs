@@ -59,7 +59,16 @@ fn identity(config: &Config) -> &PodIdentityConfig {
 
 #[test]
 fn addresses_of_pod_identity_are_checked() {
-    for wrong in ["0.0.0.0:80", "[::]:80", "169.254.170.23", "example:80", "224.0.0.1:80", "255.255.255.255:80"] {
+    for wrong in [
+        "0.0.0.0:80",
+        "[::]:80",
+        "169.254.170.23",
+        "example:80",
+        "224.0.0.1:80",
+        "255.255.255.255:80",
+        "169.254.169.254:80",
+        "[fd00:ec2::254]:80",
+    ] {
         let mistake = mistake(&["--pod-identity", &format!("--pod-identity-addresses=127.0.0.1:80,{wrong}")]);
         assert!(mistake.contains(wrong), "{mistake}");
     }

@@ -121,8 +121,8 @@ impl Migration {
             | Refusal::Session { .. }
             | Refusal::IdentityRejected(..)
             | Refusal::ServiceAccountToken(..)
-            | Refusal::TokenOfOtherPod(_)
-            | Refusal::TokenOfOtherNode(_) => {}
+            | Refusal::TokenOfOtherPod(..)
+            | Refusal::TokenOfOtherNode(..) => {}
         }
     }
 }

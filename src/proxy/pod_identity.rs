@@ -68,7 +68,7 @@ impl<A: AssumeRole> Proxy<A> {
         let token = BearerToken::new(route::token(&request.headers).unwrap_or_default()).map_err(refused)?;
         let claims = verifier.verify(&token).await.map_err(refused)?;
         if claims.node.as_ref().is_some_and(|of_token| of_token.name != *node) {
-            return Err(Refusal::TokenOfOtherNode(sender()));
+            return Err(Refusal::TokenOfOtherNode(sender(), claims));
         }
         // Taken before the first lookup, so that no later change is missed.
         let seen = self.seen();
@@ -80,14 +80,17 @@ impl<A: AssumeRole> Proxy<A> {
         };
         let (pod, context) = match self.look_up(&identifier).await {
             // A pod with a network of its own never connects from the node.
-            Lookup::Objected(_, Objection::NotInHostNetwork) => return Err(Refusal::TokenOfOtherPod(None)),
+            Lookup::Objected(_, Objection::NotInHostNetwork) => return Err(Refusal::TokenOfOtherPod(None, claims)),
             found => self.found(found)?,
         };
-        if pod.uid != claims.pod_uid {
-            return Err(Refusal::TokenOfOtherPod(Some(pod)));
-        }
         if origin.late || !origin.belongs_to(&pod.uid) {
             return Err(Refusal::Changed(pod));
+        }
+        if pod.uid != claims.pod_uid {
+            return Err(Refusal::TokenOfOtherPod(Some(pod), claims));
+        }
+        if pod.host_network && self.pods.denies_in_host_network(&pod) {
+            return Err(Refusal::HostNetwork(pod));
         }
         let (pod, request) = self.decide(&identifier, pod, context, until).await?;
         let credentials = self.session(&identifier, &pod, &request, seen).await?;

@@ -7,7 +7,7 @@ use super::respond::Outcome;
 use super::route::{Rejection, Route};
 use crate::credentials::AssumeRoleError;
 use crate::events::EventCause;
-use crate::pod_identity::token::TokenError;
+use crate::pod_identity::token::{Claims, TokenError};
 use crate::pods::{HostNetworkTreatment, Objection, Pod};
 use crate::policy::{Denial, RoleRequest};
 
@@ -66,9 +66,9 @@ pub(super) enum Refusal {
     /// The service account token is not valid. The pod is the one that sent it; `None` if the address has none.
     ServiceAccountToken(Option<Arc<Pod>>, TokenError),
     /// The service account token is that of another pod. The pod is the one that sent it; `None` if the address has none.
-    TokenOfOtherPod(Option<Arc<Pod>>),
+    TokenOfOtherPod(Option<Arc<Pod>>, Arc<Claims>),
     /// The service account token is that of a pod on another node. The pod is the one that sent it; `None` if the address has none.
-    TokenOfOtherNode(Option<Arc<Pod>>),
+    TokenOfOtherNode(Option<Arc<Pod>>, Arc<Claims>),
 }
 
 /// The kind of a request. Clients draw different conclusions from the same status.
@@ -120,8 +120,8 @@ impl Refusal {
             Self::Rejected(_, rejection) | Self::IdentityRejected(_, rejection) => rejection.name(),
             Self::Session { error, .. } => error.name(),
             Self::ServiceAccountToken(_, error) => error.name(),
-            Self::TokenOfOtherPod(_) => "token-other-pod",
-            Self::TokenOfOtherNode(_) => "token-other-node",
+            Self::TokenOfOtherPod(..) => "token-other-pod",
+            Self::TokenOfOtherNode(..) => "token-other-node",
         }
     }
 
@@ -140,8 +140,8 @@ impl Refusal {
             Self::Rejected(pod, _)
             | Self::IdentityRejected(pod, _)
             | Self::ServiceAccountToken(pod, _)
-            | Self::TokenOfOtherPod(pod)
-            | Self::TokenOfOtherNode(pod) => pod.as_ref(),
+            | Self::TokenOfOtherPod(pod, _)
+            | Self::TokenOfOtherNode(pod, _) => pod.as_ref(),
             Self::Session { pod, .. }
             | Self::UnreadablePod(pod)
             | Self::HostNetwork(pod)
@@ -195,8 +195,8 @@ impl Refusal {
             | Self::Rejected(..)
             | Self::IdentityRejected(..)
             | Self::ServiceAccountToken(None, _)
-            | Self::TokenOfOtherPod(_)
-            | Self::TokenOfOtherNode(_) => None,
+            | Self::TokenOfOtherPod(..)
+            | Self::TokenOfOtherNode(..) => None,
         }
     }
 
@@ -221,7 +221,7 @@ impl Refusal {
             Self::Token { .. } => Outcome::Unauthorized,
             Self::Rejected(_, rejection) | Self::IdentityRejected(_, rejection) => Outcome::Rejected(*rejection),
             // Never reached: requests for metadata have no such token.
-            Self::ServiceAccountToken(..) | Self::TokenOfOtherPod(_) | Self::TokenOfOtherNode(_) => Outcome::Unauthorized,
+            Self::ServiceAccountToken(..) | Self::TokenOfOtherPod(..) | Self::TokenOfOtherNode(..) => Outcome::Unauthorized,
             Self::UnknownPod
             | Self::AmbiguousAddress(_)
             | Self::UnreadablePod(_)

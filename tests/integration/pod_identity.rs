@@ -136,6 +136,13 @@ fn pods_in_the_nodes_network_are_told_apart_by_their_tokens() {
 }
 
 #[test]
+fn pods_in_the_nodes_network_can_be_denied() {
+    let identity = Identity::start(&["--host-network-pods=deny", "--host-network-exempt=shop/exempt"]);
+    identity.assert_refused(NODE_IP, &identity.token(4, "agent"), DENIED, "host-network");
+    identity.document(ip(2), &identity.token(2, "web"));
+}
+
+#[test]
 fn a_stolen_token_is_of_no_use_in_another_pod() {
     let identity = Identity::start(&[]);
     let token = identity.token(2, "web");
@@ -145,6 +152,7 @@ fn a_stolen_token_is_of_no_use_in_another_pod() {
     identity.assert_refused(ip(77), &token, DENIED, "unknown-pod");
     let line = identity.world.daemon.events("service-account-token-refused").pop().unwrap();
     assert_eq!((line["pod"].as_str(), line["reason"].as_str()), (Some("db"), Some("token-other-pod")), "the thief is named: {line}");
+    assert_eq!((line["token_namespace"].as_str(), line["token_pod"].as_str()), (Some("shop"), Some("web")), "and the victim: {line}");
     assert!(!identity.world.daemon.log().contains(&token));
 }
 

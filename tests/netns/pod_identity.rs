@@ -128,10 +128,16 @@ fn an_address_that_another_program_has_is_left_alone() {
     bed.node.ns().sh(script).unwrap();
     let listener = bed.node.ns().tcp_listener(ADDRESSES[0].parse().unwrap());
     assert!(listener.is_ok(), "{listener:?}");
-    let error = bed.start_in_vain(&setup(&bed));
-    assert!(error.contains("169.254.170.23"), "{error}");
-    drop(listener);
+    let pod = bed.pod("web", "eni");
     let daemon = bed.start(&setup(&bed));
+    let line = daemon.wait_for_event("pod-identity-address-in-use").unwrap();
+    assert_eq!(line["address"], ADDRESSES[0]);
+    // Everything else is served.
+    bed.assert_served(&pod, METADATA);
+    assert_served(&bed, &pod, ADDRESSES[1], &token(&bed, "web"), pod.role());
+    drop(listener);
+    daemon.wait_for_log(|line| line["event"] == "pod-identity-listening" && line["address"] == ADDRESSES[0]).unwrap();
+    assert_served(&bed, &pod, ADDRESSES[0], &token(&bed, "web"), pod.role());
     assert_eq!(addresses(&bed), expected().into_iter().filter(IpAddr::is_ipv6).collect::<Vec<_>>());
     drop(daemon);
 }

@@ -66,7 +66,7 @@ impl HostNetworkRules {
 
     /// Returns whether this pod in the node's network can get credentials, either as metadata or with a service account token.
     pub fn may_be_served(&self, pod: &Pod) -> bool {
-        self.treatment(pod) == HostNetworkTreatment::Served || (self.serves_tokens && pod.has_token_audience)
+        self.treatment(pod) == HostNetworkTreatment::Served || (self.serves_tokens && pod.has_token_audience && !self.denies(pod))
     }
 
     /// Returns what happens to the requests of this pod, which is in the node's network.
@@ -79,6 +79,11 @@ impl HostNetworkRules {
             HostNetworkMode::Deny => HostNetworkTreatment::Denied,
             HostNetworkMode::Serve => HostNetworkTreatment::Served,
         }
+    }
+
+    /// Returns whether the settings refuse this pod, which is in the node's network, whether or not the kernel redirects it.
+    pub fn denies(&self, pod: &Pod) -> bool {
+        self.config.pods == HostNetworkMode::Deny && !self.own.is(pod) && self.exemption(pod).is_none()
     }
 
     /// Returns whether this is the daemon's own pod.

@@ -37,7 +37,7 @@ impl Refusal {
                     error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", "The token cannot be verified yet. Try again.")
                 }
             },
-            Self::TokenOfOtherPod(_) | Self::TokenOfOtherNode(_) => {
+            Self::TokenOfOtherPod(..) | Self::TokenOfOtherNode(..) => {
                 error(StatusCode::FORBIDDEN, "AccessDeniedException", "The service account token does not belong to this pod.")
             }
             Self::Session { error: failure, .. } if failure.is_throttled() => {

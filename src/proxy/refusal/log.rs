@@ -134,13 +134,15 @@ impl Refusal {
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path, advice = error.advice().as_deref(),
                 "refused: {error}"
             ),
-            Self::TokenOfOtherPod(_) => warn!(
+            Self::TokenOfOtherPod(_, claims) => warn!(
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path,
+                token_namespace = %claims.namespace, token_pod = %claims.pod, token_id = claims.token_id.as_deref(),
                 advice = "unless the pod has just started, find out how the sender got the token of another pod",
                 "refused: the service account token does not belong to the pod at this address"
             ),
-            Self::TokenOfOtherNode(_) => warn!(
+            Self::TokenOfOtherNode(_, claims) => warn!(
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path,
+                token_namespace = %claims.namespace, token_pod = %claims.pod, token_id = claims.token_id.as_deref(),
                 advice = "find out how the sender got the token of a pod on another node",
                 "refused: the service account token belongs to a pod on another node"
             ),
