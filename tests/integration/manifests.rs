@@ -123,6 +123,6 @@ fn the_local_redirect_policy_has_the_fields_that_cilium_requires() {
 #[test]
 fn the_component_with_the_local_redirect_policy_warns() {
     let text = fs::read_to_string(directory().join("cilium/kustomization.yaml")).unwrap();
-    assert!(text.starts_with("# Not recommended: read docs/cni.md"), "{text}");
+    assert!(text.starts_with("# Not recommended: ") && text.contains("docs/cni.md"), "{text}");
     assert!(document("cilium/kustomization.yaml")["resources"][0] == "local-redirect-policy.yaml");
 }
