@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use rolegate_lab::daemon::Setup;
+use rolegate_lab::kube::KubeApi;
 use rolegate_lab::node::{NODE_IP, Node};
 use rolegate_lab::player::{self, Response};
 use serde_json::Value;
 
+use crate::bed::{ACCOUNT, METADATA};
 use crate::kit;
 
 /// A port that is free in every namespace of the tests.
@@ -57,6 +60,30 @@ impl Moto {
         moto.node_access_key_id = key["access_key_id"].as_str().unwrap().to_owned();
         moto.node_secret_access_key = key["secret_access_key"].as_str().unwrap().to_owned();
         moto
+    }
+
+    /// Returns the set-up of a daemon on the node that uses it.
+    pub(crate) fn setup(&self, node: &Node, api: &KubeApi) -> Setup {
+        Setup::new(env!("CARGO_BIN_EXE_rolegate"))
+            .inside(node.ns())
+            .without_env("AWS_SESSION_TOKEN")
+            .env("AWS_ACCESS_KEY_ID", &self.node_access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", &self.node_secret_access_key)
+            .env("AWS_REGION", kit::REGION)
+            .env("AWS_ENDPOINT_URL_STS", Moto::url())
+            .argument("--node=node-a")
+            .argument(format!("--api-server={}", api.url()))
+            .argument(format!("--host-ip={NODE_IP}"))
+            .argument(format!("--metadata-addr={}", METADATA.ip()))
+    }
+
+    /// Fails if a client's answer is not a session of this role, named after the pod, that moto issued.
+    #[track_caller]
+    pub(crate) fn assert_session(&self, node: &Node, answer: &Value, role: &str, pod: &str) {
+        assert_eq!(answer["arn"], format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{pod}"), "{answer}");
+        let issued = self.issued(node);
+        let session = issued.iter().find(|issued| answer["access_key_id"] == issued.access_key_id.as_str());
+        assert_eq!(session.map(|session| session.arn.as_str()), answer["arn"].as_str(), "{answer}");
     }
 
     /// Returns its endpoint on the node.
