@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::kit;
-use crate::moto::{Issued, Moto};
+use crate::moto::{Issued, Moto, session_arn};
 
 /// moto's account ID.
 pub(crate) const ACCOUNT: &str = "123456789012";
@@ -63,7 +63,7 @@ pub(crate) struct Pod {
 impl Pod {
     /// The ARN of the pod's session at STS.
     pub(crate) fn session_arn(&self) -> String {
-        format!("arn:aws:sts::{ACCOUNT}:assumed-role/{}/{}", self.role, self.ns.name)
+        session_arn(self.role, &self.ns.name)
     }
 }
 

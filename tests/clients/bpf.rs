@@ -111,7 +111,7 @@ fn sdks_get_the_roles_of_pods_of_both_kinds_through_ebpf_programs() {
         }
         for (number, (name, role)) in PODS.iter().enumerate() {
             let answer = kit::answer(&bed.run(number, client), || format!("{client} in {name}: {}", bed.daemon.log()));
-            bed.moto.assert_session(&bed.node, &answer, role, name);
+            bed.moto.assert_identity(&bed.node, &answer, role, name);
         }
     }
     assert_eq!(bed.netfilter_rules(), "");

@@ -77,13 +77,19 @@ impl Moto {
             .argument(format!("--metadata-addr={}", METADATA.ip()))
     }
 
-    /// Fails if a client's answer is not a session of this role, named after the pod, that moto issued.
+    /// Fails if a client's answer does not have a session of this role, named after the pod, that moto issued and recognized.
     #[track_caller]
-    pub(crate) fn assert_session(&self, node: &Node, answer: &Value, role: &str, pod: &str) {
-        assert_eq!(answer["arn"], format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{pod}"), "{answer}");
+    pub(crate) fn assert_identity(&self, node: &Node, answer: &Value, role: &str, pod: &str) {
+        self.assert_session(node, &answer["access_key_id"], role, pod);
+        assert_eq!(answer["arn"], session_arn(role, pod), "{answer}");
+    }
+
+    /// Fails if moto did not issue this access key ID for a session of this role, named after the pod.
+    #[track_caller]
+    pub(crate) fn assert_session(&self, node: &Node, access_key_id: &Value, role: &str, pod: &str) {
         let issued = self.issued(node);
-        let session = issued.iter().find(|issued| answer["access_key_id"] == issued.access_key_id.as_str());
-        assert_eq!(session.map(|session| session.arn.as_str()), answer["arn"].as_str(), "{answer}");
+        let session = issued.iter().find(|issued| *access_key_id == *issued.access_key_id);
+        assert_eq!(session.map(|session| session.arn.clone()), Some(session_arn(role, pod)), "{access_key_id}");
     }
 
     /// Returns its endpoint on the node.
@@ -129,4 +135,9 @@ impl Drop for Moto {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Returns the ARN of a pod's session.
+pub(crate) fn session_arn(role: &str, pod: &str) -> String {
+    format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{pod}")
 }

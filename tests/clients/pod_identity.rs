@@ -11,7 +11,7 @@ use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, PodBuilder, PodToken, Resource};
 use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, PodNs, available_or_skip, programs_or_skip, skip};
 use rolegate_lab::player;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -25,6 +25,10 @@ use crate::small::Asking;
 const CLIENTS: [(&str, &str); 7] =
     [("python", "boto3"), ("python", "awscli"), ("node", "node"), ("go", "go"), ("go", "go-v1"), ("java", "java"), ("python", RUST)];
 const RUST: &str = "rust";
+/// A client with no request to STS.
+const CRT: (&str, &str) = ("native", "crt");
+/// Clients of 2022 and 2023, which do not know the file of a token, and send none.
+const OLD: [(&str, &str); 2] = [("native", "crt-old"), ("native", "pyarrow")];
 /// The SDKs that can be made to request credentials again.
 const ASKING: [(&str, &str); 4] = [("python", "boto3"), ("node", "node"), ("go", "go"), ("go", "go-v1")];
 /// The pods: with a network of its own, of the node's network, and of the node's network with another role.
@@ -141,8 +145,13 @@ impl Bed {
         };
         let served = self.served();
         let answer = kit::answer(&command.output().unwrap(), || format!("{client} in {name} with {host}: {}", self.daemon.log()));
-        self.moto.assert_session(&self.node, &answer, role, name);
+        self.moto.assert_identity(&self.node, &answer, role, name);
         assert!(self.served() > served, "{client} in {name} with {host}: {}", self.daemon.log());
+    }
+
+    /// Starts a client that requests credentials for each line of its input.
+    fn ask(&self, client: &str, number: usize, host: &str) -> Asking {
+        Asking::spawn(&mut self.command(number, host, &kit::run_script(), &[client, "ask"]))
     }
 
     /// Returns how many requests with a token got credentials.
@@ -177,6 +186,16 @@ fn sdks_get_the_roles_of_pods_of_both_kinds_for_their_tokens() {
             bed.check(client, number, OF_NODE);
         }
     }
+    for client in installed([CRT]) {
+        for (number, host) in [(0, OF_PODS[0]), (0, OF_PODS[1]), (1, OF_NODE), (2, OF_NODE)] {
+            let (answer, (name, role)) = (bed.ask(client, number, host).ask(), PODS[number]);
+            bed.moto.assert_session(&bed.node, &answer["access_key_id"], role, name);
+        }
+    }
+    for client in installed(OLD) {
+        let (served, answer) = (bed.served(), bed.ask(client, 0, OF_PODS[0]).ask());
+        assert!(answer["error"].is_string() && bed.served() == served, "{client}: {answer}");
+    }
     bed.assert_no_metadata_service();
 }
 
@@ -187,18 +206,15 @@ fn sdks_use_the_token_that_replaced_another_one() {
     let expired = bed.claims(0).issued_at(Timestamp::UNIX_EPOCH).valid_for(SignedDuration::from_hours(1));
     let expired = bed.api.token_issuer().issue(&expired);
     for client in installed(ASKING) {
-        let mut command = bed.command(0, OF_PODS[0], &kit::run_script(), &[client, "ask"]);
-        let mut asking = Asking::spawn(&mut command);
-        let issued = |key: &Value| bed.moto.issued(&bed.node).iter().any(|issued| *key == *issued.access_key_id);
-        let answer = asking.ask();
-        assert!(issued(&answer["access_key_id"]), "{client}: {answer} {}", bed.daemon.log());
+        let mut asking = bed.ask(client, 0, OF_PODS[0]);
+        let (name, role) = PODS[0];
+        bed.moto.assert_session(&bed.node, &asking.ask()["access_key_id"], role, name);
         bed.mount_token(0, &expired);
         let answer = asking.ask();
         assert!(answer["error"].is_string(), "{client}: {answer} {}", bed.daemon.log());
         let served = bed.served();
         bed.mount_token(0, &bed.token(0));
-        let answer = asking.ask();
-        assert!(issued(&answer["access_key_id"]), "{client}: {answer} {}", bed.daemon.log());
+        bed.moto.assert_session(&bed.node, &asking.ask()["access_key_id"], role, name);
         assert!(bed.served() > served, "{client}: {}", bed.daemon.log());
     }
     bed.assert_no_metadata_service();
