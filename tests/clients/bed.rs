@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::daemon::Daemon;
 use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
 use rolegate_lab::node::{IMDS_IP, NODE_IP, Netns, Node, PodNs, available_or_skip, programs_or_skip, skip};
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::kit;
-use crate::moto::{Issued, Moto};
+use crate::moto::{Issued, Moto, session_arn};
 
 /// moto's account ID.
 pub(crate) const ACCOUNT: &str = "123456789012";
@@ -63,7 +63,7 @@ pub(crate) struct Pod {
 impl Pod {
     /// The ARN of the pod's session at STS.
     pub(crate) fn session_arn(&self) -> String {
-        format!("arn:aws:sts::{ACCOUNT}:assumed-role/{}/{}", self.role, self.ns.name)
+        session_arn(self.role, &self.ns.name)
     }
 }
 
@@ -108,20 +108,7 @@ impl Bed {
         }
         api.apply(Resource::Pods, object(&without_role).build());
         let moto = Moto::start(&node, &pods.each_ref().map(|pod| pod.role));
-        let daemon = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
-            .inside(node.ns())
-            .without_env("AWS_SESSION_TOKEN")
-            .env("AWS_ACCESS_KEY_ID", &moto.node_access_key_id)
-            .env("AWS_SECRET_ACCESS_KEY", &moto.node_secret_access_key)
-            .env("AWS_REGION", kit::REGION)
-            .env("AWS_ENDPOINT_URL_STS", Moto::url())
-            .argument("--node=node-a")
-            .argument(format!("--api-server={}", api.url()))
-            .argument("--iptables")
-            .argument(format!("--host-ip={NODE_IP}"))
-            .argument(format!("--metadata-addr={}", METADATA.ip()))
-            .start()
-            .unwrap();
+        let daemon = moto.setup(&node, &api).argument("--iptables").start().unwrap();
         daemon.wait_ready(Some(node.ns())).unwrap();
         let home = tempfile::tempdir().unwrap();
         let bed = Bed { daemon, moto, pods, without_role, imds, node, home, _api: api, _runtime: runtime };

@@ -4,12 +4,11 @@
 use std::os::unix::fs::symlink;
 use std::process::Output;
 
-use rolegate_lab::daemon::{Daemon, Setup};
+use rolegate_lab::daemon::Daemon;
 use rolegate_lab::imds::Imds;
 use rolegate_lab::kube::{KubeApi, PodBuilder, Resource};
 use rolegate_lab::node::bpf::{BpfMount, bpf_or_skip};
 use rolegate_lab::node::{Cgroup, Cgroups, NODE_IP, Netns, Node, PodNs, available_or_skip, find_program, programs_or_skip, skip};
-use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -65,19 +64,10 @@ impl Bed {
         symlink(find_program("nft").unwrap(), programs.join("nft")).unwrap();
         let own = cgroups.group("kubepods/besteffort/podd1e1c0de-0000-4000-8000-000000000001/rolegate").unwrap();
         let kubepods = cgroups.group("kubepods").unwrap();
-        let daemon = Setup::new(env!("CARGO_BIN_EXE_rolegate"))
-            .inside(node.ns())
+        let daemon = moto
+            .setup(&node, &api)
             .by_way_of(mount.words().into_iter().chain(own.words()))
-            .without_env("AWS_SESSION_TOKEN")
             .env("PATH", programs.display().to_string())
-            .env("AWS_ACCESS_KEY_ID", &moto.node_access_key_id)
-            .env("AWS_SECRET_ACCESS_KEY", &moto.node_secret_access_key)
-            .env("AWS_REGION", kit::REGION)
-            .env("AWS_ENDPOINT_URL_STS", Moto::url())
-            .argument("--node=node-a")
-            .argument(format!("--api-server={}", api.url()))
-            .argument(format!("--host-ip={NODE_IP}"))
-            .argument(format!("--metadata-addr={}", METADATA.ip()))
             .argument("--redirect=bpf")
             .argument(format!("--bpf-cgroup={}", kubepods.path().display()))
             .argument(format!("--bpf-pins={}/rolegate", BpfMount::PATH))
@@ -120,15 +110,8 @@ fn sdks_get_the_roles_of_pods_of_both_kinds_through_ebpf_programs() {
             continue;
         }
         for (number, (name, role)) in PODS.iter().enumerate() {
-            let output = bed.run(number, client);
-            let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-            assert_eq!(output.status.code(), Some(0), "{client} in {name}: {out}\n{err}\n{}", bed.daemon.log());
-            let line = out.lines().find(|line| line.starts_with('{')).unwrap_or_default();
-            let answer: Value = serde_json::from_str(line).unwrap();
-            assert_eq!(answer["arn"], format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{name}"), "{client} in {name}");
-            let issued = bed.moto.issued(&bed.node);
-            let session = issued.iter().find(|issued| answer["access_key_id"] == issued.access_key_id.as_str());
-            assert_eq!(session.map(|session| session.arn.as_str()), answer["arn"].as_str(), "{client} in {name}");
+            let answer = kit::answer(&bed.run(number, client), || format!("{client} in {name}: {}", bed.daemon.log()));
+            bed.moto.assert_identity(&bed.node, &answer, role, name);
         }
     }
     assert_eq!(bed.netfilter_rules(), "");

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use rolegate_lab::node::{Cgroup, Netns};
+use serde_json::Value;
 
 /// The directory of install.sh, run.sh and the programs' sources.
 pub(crate) const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
@@ -55,4 +56,13 @@ pub(crate) fn run(ns: &Netns, home: &Path, sts: &str, program: &str, arguments: 
     let mut command = command(ns, "timeout");
     command.args(TIME_LIMIT).arg(program).args(arguments).env("HOME", home).env("TMPDIR", home).env("STS_ENDPOINT", sts);
     command.output().unwrap()
+}
+
+/// Returns the line of JSON of a client that has credentials. Fails, with the context, if it has none.
+#[track_caller]
+pub(crate) fn answer(output: &Output, context: impl FnOnce() -> String) -> Value {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{out}\n{err}\n{}", context());
+    let line = out.lines().find(|line| line.starts_with('{')).unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {out}\n{err}"))
 }

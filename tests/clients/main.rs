@@ -11,6 +11,7 @@ mod bytes;
 mod forms;
 mod kit;
 mod moto;
+mod pod_identity;
 mod pollers;
 mod recovery;
 mod rust_client;

@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use rolegate_lab::daemon::Setup;
+use rolegate_lab::kube::KubeApi;
 use rolegate_lab::node::{NODE_IP, Node};
 use rolegate_lab::player::{self, Response};
 use serde_json::Value;
 
+use crate::bed::{ACCOUNT, METADATA};
 use crate::kit;
 
 /// A port that is free in every namespace of the tests.
@@ -59,6 +62,36 @@ impl Moto {
         moto
     }
 
+    /// Returns the set-up of a daemon on the node that uses it.
+    pub(crate) fn setup(&self, node: &Node, api: &KubeApi) -> Setup {
+        Setup::new(env!("CARGO_BIN_EXE_rolegate"))
+            .inside(node.ns())
+            .without_env("AWS_SESSION_TOKEN")
+            .env("AWS_ACCESS_KEY_ID", &self.node_access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", &self.node_secret_access_key)
+            .env("AWS_REGION", kit::REGION)
+            .env("AWS_ENDPOINT_URL_STS", Moto::url())
+            .argument("--node=node-a")
+            .argument(format!("--api-server={}", api.url()))
+            .argument(format!("--host-ip={NODE_IP}"))
+            .argument(format!("--metadata-addr={}", METADATA.ip()))
+    }
+
+    /// Fails if a client's answer does not have a session of this role, named after the pod, that moto issued and recognized.
+    #[track_caller]
+    pub(crate) fn assert_identity(&self, node: &Node, answer: &Value, role: &str, pod: &str) {
+        self.assert_session(node, &answer["access_key_id"], role, pod);
+        assert_eq!(answer["arn"], session_arn(role, pod), "{answer}");
+    }
+
+    /// Fails if moto did not issue this access key ID for a session of this role, named after the pod.
+    #[track_caller]
+    pub(crate) fn assert_session(&self, node: &Node, access_key_id: &Value, role: &str, pod: &str) {
+        let issued = self.issued(node);
+        let session = issued.iter().find(|issued| *access_key_id == *issued.access_key_id);
+        assert_eq!(session.map(|session| session.arn.clone()), Some(session_arn(role, pod)), "{access_key_id}");
+    }
+
     /// Returns its endpoint on the node.
     pub(crate) fn url() -> String {
         format!("http://{}", Moto::address())
@@ -102,4 +135,9 @@ impl Drop for Moto {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Returns the ARN of a pod's session.
+pub(crate) fn session_arn(role: &str, pod: &str) -> String {
+    format!("arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{pod}")
 }

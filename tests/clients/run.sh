@@ -31,7 +31,11 @@
 #   AWS_REGION            the region of its signature
 #   ROLEGATE_CLIENTS_DIR  as for install.sh
 # HOME may be an empty directory. Other AWS settings and proxies in the environment are dropped, so that the
-# metadata service is the only source of credentials; AWS_EC2_METADATA_* stays.
+# metadata service is the only source of credentials. These stay:
+#   AWS_EC2_METADATA_*
+#   AWS_CONTAINER_CREDENTIALS_FULL_URI, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE
+#                         as EKS Pod Identity sets them: an SDK gets its credentials from this URI with this
+#                         token instead. `ask` makes boto3, node, go and go-v1 request new ones for each line.
 #
 # moto keeps all its state in memory. By default it checks neither signatures nor policies; with
 # INITIAL_NO_AUTH_ACTION_COUNT=N in its environment it checks both after the first N calls, and
@@ -56,6 +60,7 @@ installed() {
 for name in $(compgen -e); do
     case $name in
     AWS_REGION | AWS_EC2_METADATA_*) ;;
+    AWS_CONTAINER_CREDENTIALS_FULL_URI | AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE) ;;
     AWS_* | *_proxy | *_PROXY) unset "$name" ;;
     esac
 done

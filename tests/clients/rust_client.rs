@@ -16,13 +16,13 @@ use crate::bed::Bed;
 use crate::kit;
 use crate::moto::Moto;
 
-/// The name of the test below.
-const ENTRY: &str = "rust_client::the_client_itself";
+/// The arguments of this test program that make it run the client below.
+pub(crate) const ARGUMENTS: [&str; 4] = ["--exact", "rust_client::the_client_itself", "--ignored", "--nocapture"];
 
 /// Runs the client inside the pod.
 pub(crate) fn run(bed: &Bed, ns: &Netns) -> Output {
     let program = std::env::current_exe().unwrap();
-    kit::run(ns, bed.home(), &Moto::url(), program.to_str().unwrap(), &["--exact", ENTRY, "--ignored", "--nocapture"])
+    kit::run(ns, bed.home(), &Moto::url(), program.to_str().unwrap(), &ARGUMENTS)
 }
 
 /// Prints its answer on a line of its own, and ends the process as the other clients do.

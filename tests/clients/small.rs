@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::Imds;
@@ -137,8 +137,12 @@ impl Asking {
     pub(crate) fn start(small: &Small, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Asking {
         let mut command = kit::command(small.pod.ns(), "timeout");
         command.args(["-k", "2", "60", program]).args(arguments).envs(environment.iter().copied());
-        command.env("HOME", small.directory()).env("TMPDIR", small.directory()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().unwrap();
+        Asking::spawn(command.env("HOME", small.directory()).env("TMPDIR", small.directory()))
+    }
+
+    /// Starts it by this command.
+    pub(crate) fn spawn(command: &mut Command) -> Asking {
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
         Asking { process, input, output }
     }

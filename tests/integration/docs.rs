@@ -841,3 +841,22 @@ fn links_lead_to_files() {
         }
     }
 }
+
+#[test]
+fn the_tested_sdks_have_the_versions_that_the_tests_install() {
+    let installed = |path: &str, before: &str, after: &str| between(&read(path), before, after).to_owned();
+    let clients = [
+        ("Python (boto3)", installed("tests/clients/python/requirements.txt", "\nboto3==", "\n")),
+        ("AWS CLI", installed("tests/clients/python/requirements.txt", "\nawscli==", "\n")),
+        ("JavaScript v3", installed("tests/clients/node/package.json", "\"@aws-sdk/credential-providers\": \"", "\"")),
+        ("Go v2 (`config`)", installed("tests/clients/go/go.mod", "aws-sdk-go-v2/config v", "\n")),
+        ("Go v1", installed("tests/clients/go/go.mod", "aws/aws-sdk-go v", "\n")),
+        ("Java v2", installed("tests/clients/java/pom.xml", "<artifactId>sts</artifactId>\n      <version>", "</version>")),
+        ("Rust (`aws-config`)", installed("Cargo.lock", "name = \"aws-config\"\nversion = \"", "\"")),
+        ("AWS CRT (Python `awscrt`)", installed("tests/clients/python/native-new.txt", "\nawscrt==", "\n")),
+    ];
+    let real = clients.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let page = read("docs/pod-identity.md");
+    let rows = between(&page, "| SDK | Version |", "\n\n").lines().skip(2).map(cells);
+    same("tested SDKs", &rows.map(|row| format!("{} {}", row[0].trim_start_matches("| "), row[1])).collect(), &real);
+}

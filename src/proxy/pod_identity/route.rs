@@ -54,15 +54,16 @@ fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a http::H
     given.next().filter(|_| given.next().is_none())
 }
 
-/// Returns whether a host header names this address. The port may be missing if it is 80.
+/// Returns whether a host header names this address, with or without the port. The AWS CRT sends neither a port nor the
+/// brackets of an IPv6 address.
 fn names(host: &str, local: SocketAddr) -> bool {
-    let ip = match local.ip() {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
-    };
     let with_port = |name: &str| host.strip_prefix(name).is_some_and(|port| port.strip_prefix(':') == Some(&local.port().to_string()));
-    let has_name = |name: &str| with_port(name) || (local.port() == 80 && host == name);
-    has_name(&ip) || (local.ip().is_loopback() && has_name("localhost"))
+    let has_name = |name: &str| with_port(name) || host == name;
+    let names_ip = match local.ip() {
+        IpAddr::V4(ip) => has_name(&ip.to_string()),
+        IpAddr::V6(ip) => has_name(&format!("[{ip}]")) || host == ip.to_string(),
+    };
+    names_ip || (local.ip().is_loopback() && has_name("localhost"))
 }
 
 #[cfg(test)]
@@ -88,6 +89,9 @@ mod tests {
             ("169.254.170.23:80", IPV4),
             ("[fd00:ec2::23]", "[fd00:ec2::23]:80"),
             ("[fd00:ec2::23]:80", "[fd00:ec2::23]:80"),
+            ("fd00:ec2::23", "[fd00:ec2::23]:80"),
+            ("127.0.0.1", "127.0.0.1:8182"),
+            ("localhost", "127.0.0.1:8182"),
             ("127.0.0.1:8182", "127.0.0.1:8182"),
             ("localhost:8182", "127.0.0.1:8182"),
         ] {
@@ -105,8 +109,9 @@ mod tests {
             ("169.254.170.234", IPV4),
             ("localhost", IPV4),
             ("[fd00:ec2::23]", IPV4),
-            ("127.0.0.1", "127.0.0.1:8182"),
             ("127.0.0.1:80", "127.0.0.1:8182"),
+            ("fd00:ec2::23:80", "[fd00:ec2::23]:80"),
+            ("fd00:ec2::2", "[fd00:ec2::23]:80"),
             ("127.0.0.1:08182", "127.0.0.1:8182"),
         ] {
             assert_eq!(checked("GET", "/v1/credentials", &[("host", host)], local), Err(Rejection::Host), "{host}");

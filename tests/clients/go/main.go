@@ -109,15 +109,30 @@ func runV2() {
 	})
 }
 
-// askV2 returns a function that reads credentials with one client, and so with one token.
+// askV2 returns a function that requests credentials with one client. With the metadata service, this is one session token.
 func askV2() func() (string, error) {
-	provider := ec2rolecreds.New()
+	var provider aws.CredentialsProvider = ec2rolecreds.New()
+	forget := func() {}
+	if inContainer() {
+		cfg, err := config.LoadDefaultConfig(context.Background())
+		if err != nil {
+			fail(4, "other", err)
+		}
+		cache := cfg.Credentials.(*aws.CredentialsCache)
+		provider, forget = cache, cache.Invalidate
+	}
 	return func() (string, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), timeLimit)
 		defer cancel()
+		forget()
 		value, err := provider.Retrieve(ctx)
 		return value.AccessKeyID, err
 	}
+}
+
+// inContainer returns whether the environment names a URI for credentials, as EKS Pod Identity does.
+func inContainer() bool {
+	return os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != ""
 }
 
 // answerEachLine is the mode `ask`: for each line of standard input, it prints the access key ID or the error.

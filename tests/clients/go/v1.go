@@ -43,11 +43,18 @@ func runV1() {
 	})
 }
 
-// askV1 returns a function that reads credentials with one client, and so with one token.
+// askV1 returns a function that requests credentials with one client. With the metadata service, this is one session token.
 func askV1() func() (string, error) {
 	shared, err := session.NewSession()
 	if err != nil {
 		fail(4, "other", err)
+	}
+	if inContainer() {
+		return func() (string, error) {
+			shared.Config.Credentials.Expire()
+			value, err := shared.Config.Credentials.Get()
+			return value.AccessKeyID, err
+		}
 	}
 	provider := ec2rolecreds.EC2RoleProvider{Client: ec2metadata.New(shared)}
 	return func() (string, error) {

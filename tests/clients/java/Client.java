@@ -7,7 +7,9 @@ import java.time.Instant;
 import java.time.temporal.ChronoUnit;
 import java.util.Optional;
 import software.amazon.awssdk.auth.credentials.AwsCredentials;
+import software.amazon.awssdk.auth.credentials.AwsCredentialsProvider;
 import software.amazon.awssdk.auth.credentials.AwsSessionCredentials;
+import software.amazon.awssdk.auth.credentials.ContainerCredentialsProvider;
 import software.amazon.awssdk.auth.credentials.InstanceProfileCredentialsProvider;
 import software.amazon.awssdk.core.exception.SdkException;
 import software.amazon.awssdk.http.urlconnection.UrlConnectionHttpClient;
@@ -16,8 +18,9 @@ import software.amazon.awssdk.services.sts.StsClient;
 import software.amazon.awssdk.services.sts.model.GetCallerIdentityResponse;
 
 /**
- * The AWS SDK for Java v2: InstanceProfileCredentialsProvider, then GetCallerIdentity with its credentials. With the argument
- * `ask`, it only gets credentials, once for each line of standard input.
+ * The AWS SDK for Java v2: InstanceProfileCredentialsProvider, or ContainerCredentialsProvider if the environment names a URI for
+ * credentials, then GetCallerIdentity with its credentials. With the argument `ask`, it only gets credentials, once for each line
+ * of standard input.
  */
 public final class Client {
     private static final int TIME_LIMIT_SECONDS = 25;
@@ -46,7 +49,7 @@ public final class Client {
 
     private static void run() throws Exception {
         // The provider caches: the request is signed with the credentials read here.
-        InstanceProfileCredentialsProvider provider = InstanceProfileCredentialsProvider.create();
+        AwsCredentialsProvider provider = newProvider();
         AwsCredentials credentials = null;
         try {
             credentials = provider.resolveCredentials();
@@ -77,8 +80,15 @@ public final class Client {
                 + ",\"arn\":" + json(identity.arn()));
     }
 
+    private static AwsCredentialsProvider newProvider() {
+        if (System.getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != null) {
+            return ContainerCredentialsProvider.builder().build();
+        }
+        return InstanceProfileCredentialsProvider.create();
+    }
+
     private static void answerEachLine() throws Exception {
-        InstanceProfileCredentialsProvider provider = InstanceProfileCredentialsProvider.create();
+        AwsCredentialsProvider provider = newProvider();
         BufferedReader lines = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         while (lines.readLine() != null) {
             try {

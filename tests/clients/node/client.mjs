@@ -1,11 +1,13 @@
-// The AWS SDK for JavaScript v3: fromInstanceMetadata, then GetCallerIdentity with its credentials. With the argument `ask`,
-// it only gets credentials, once for each line of standard input.
+// The AWS SDK for JavaScript v3: fromInstanceMetadata, or the default chain if the environment names a URI for credentials, then
+// GetCallerIdentity with its credentials. With the argument `ask`, it only gets credentials, once for each line of standard input.
 import { createHash } from "node:crypto";
 import { createInterface } from "node:readline";
 import { GetCallerIdentityCommand, STSClient } from "@aws-sdk/client-sts";
-import { fromInstanceMetadata } from "@aws-sdk/credential-providers";
+import { fromInstanceMetadata, fromNodeProviderChain } from "@aws-sdk/credential-providers";
 
 const TIME_LIMIT_MS = 25_000;
+
+const newProvider = process.env.AWS_CONTAINER_CREDENTIALS_FULL_URI ? fromNodeProviderChain : fromInstanceMetadata;
 
 function finish(status, answer) {
   const line = JSON.stringify({ client: "node", ...answer }) + "\n";
@@ -17,9 +19,10 @@ function oneLine(error) {
 }
 
 if (process.argv[2] === "ask") {
-  const provider = fromInstanceMetadata();
+  const provider = newProvider();
   for await (const _line of createInterface({ input: process.stdin })) {
-    const answer = await provider().then(
+    // Only the default chain has a cache.
+    const answer = await provider({ forceRefresh: true }).then(
       (credentials) => ({ access_key_id: credentials.accessKeyId }),
       (error) => ({ error: oneLine(error) }),
     );
@@ -38,7 +41,7 @@ try {
   const sts = new STSClient({
     region: process.env.AWS_REGION,
     endpoint: process.env.STS_ENDPOINT,
-    credentials: fromInstanceMetadata(),
+    credentials: newProvider(),
   });
   // The client's own memoized provider: the request below is signed with the same credentials.
   stage = "no-credentials";
