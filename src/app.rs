@@ -24,6 +24,7 @@ use crate::pods::HostNetworkRules;
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::interface_addresses;
+use crate::report::recorder::Recorder;
 use crate::self_test::{Ability, Probes, STEP};
 use crate::server::{Server, Service};
 use crate::tasks::{TaskEnded, Tasks};
@@ -198,7 +199,8 @@ impl App {
         }
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         start.follow_pods(&kube, &pods, writer);
-        let cgroups = programs.map(|programs| start.exempt_pods(&pods, programs));
+        let recorder = if config.migrate.is_some() { Recorder::on(&config.pods.node) } else { Recorder::default() };
+        let cgroups = programs.map(|programs| start.exempt_pods(&pods, programs, &recorder));
         let (redirected, exempted) = cgroups.unzip();
         let events = start.write_events(&kube, &pods);
 
@@ -211,7 +213,7 @@ impl App {
         };
         let mut place = std::pin::pin!(place.fuse());
         let verifier = config.pod_identity.as_ref().map(|config| start.follow_issuer(config, &kube));
-        let sources = RequestSources { pods: pods.clone(), events, verifier };
+        let sources = RequestSources { pods: pods.clone(), events, verifier, recorder };
         let prepared = prepare(&config, sources, &metrics, &readiness, &drain, shared);
         let prepared = async {
             // The daemon's own pod needs the real metadata service.

@@ -3,7 +3,7 @@
 //! The kernel's programs (`redirect::bpf`) record and enforce both. The server, and the task that follows this node's pods, use
 //! only the traits in this module.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +14,7 @@ mod directory;
 mod id;
 mod path;
 
+pub(crate) use directory::in_background;
 pub use directory::{CgroupOwner, PodCgroups};
 pub use id::CgroupId;
 pub(crate) use path::is_uid;
@@ -63,6 +64,17 @@ pub trait HostNetworkExemptions: Send + Sync + fmt::Debug {
     fn exempt(&self, pods: &BTreeSet<CgroupId>) -> io::Result<()>;
 }
 
+/// Tells which pods in the node's network use the real metadata service.
+pub trait PassedConnections: Send + Sync + fmt::Debug {
+    /// Returns how often each pod connected to the real metadata service from the node's network, by the control group of the pod. The
+    /// counts outlive the daemon; pods that have been idle for long may be missing.
+    ///
+    /// # Errors
+    ///
+    /// The counts cannot be read.
+    fn passed(&self) -> io::Result<HashMap<CgroupId, u64>>;
+}
+
 /// The kernel's programs that redirect connections of pods when they connect.
 #[derive(Clone, Debug)]
 pub struct RedirectPrograms {
@@ -70,6 +82,8 @@ pub struct RedirectPrograms {
     pub sockets: Arc<dyn RedirectedSockets>,
     /// The pods that they leave alone.
     pub exemptions: Arc<dyn HostNetworkExemptions>,
+    /// Their counts of connections to the real metadata service.
+    pub passed: Arc<dyn PassedConnections>,
     /// The directory of the pods' control group, in which the kubelet creates those of the pods.
     pub pods_cgroup: PathBuf,
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use crate::backoff::{Backoff, spread};
-use crate::cgroup::{CgroupId, HostNetworkExemptions, PodCgroups};
+use crate::cgroup::{CgroupId, HostNetworkExemptions, PodCgroups, in_background};
 use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
@@ -166,17 +166,6 @@ impl Exemptions {
         );
         updates.applied = Some(found);
         Ok(())
-    }
-}
-
-/// Calls the kernel on a thread that may wait.
-async fn in_background(call: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    match tokio::task::spawn_blocking(call).await {
-        Ok(result) => result,
-        // A panic ends the process, as in every task.
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The process is ending.
-        Err(_) => std::future::pending().await,
     }
 }
 

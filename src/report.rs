@@ -13,6 +13,7 @@ mod clean;
 pub(crate) mod client;
 mod ledger;
 pub(crate) mod merge;
+pub(crate) mod node_role;
 pub(crate) mod recorder;
 pub(crate) mod render;
 pub(crate) mod reporter;
@@ -97,7 +98,7 @@ pub(crate) struct ReportedWorkload {
 pub(crate) struct Finding {
     /// The kind.
     pub finding: FindingKind,
-    /// The client, the metadata path or the role.
+    /// The client, the metadata path, the role, or the item of `--host-network-exempt` that would name the pod.
     pub subject: String,
     /// A code that says why; for a refusal, that of the metrics and the log.
     pub reason: String,
@@ -119,7 +120,7 @@ pub(crate) enum FindingKind {
     Metadata,
     /// A role that enforced namespace restrictions would refuse.
     Role,
-    /// A pod in the host's network that names a role. It cannot be identified.
+    /// A pod in the host's network that names a role and does not get it, or that uses the node's role.
     HostNetwork,
     /// A request that is refused with `--migrate` as well.
     Refused,

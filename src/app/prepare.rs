@@ -69,6 +69,8 @@ pub(super) struct RequestSources {
     pub(super) events: Reporter,
     /// Verifies service account tokens, where they are served.
     pub(super) verifier: Option<Verifier>,
+    /// Records for the migration report, with `--migrate`.
+    pub(super) recorder: Recorder,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
@@ -80,7 +82,7 @@ pub(super) async fn prepare(
     drain: &Drain,
     shared: SharedWithAdmin,
 ) -> anyhow::Result<Prepared> {
-    let RequestSources { pods, events, verifier } = sources;
+    let RequestSources { pods, events, verifier, recorder } = sources;
     let (clock, SharedWithAdmin { explainer, reporter, record }) = (Clock::system(), shared);
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
@@ -138,7 +140,7 @@ pub(super) async fn prepare(
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events).with_pod_identity(pod_identity);
     let proxy = match &config.migrate {
         Some(strict) => {
-            let migration = record_migration(config, strict, proxy.pods(), &policy, &reporter)?;
+            let migration = record_migration(config, strict, recorder, proxy.pods(), &policy, &reporter)?;
             proxy.with_migration(migration)
         }
         None => proxy,
@@ -163,11 +165,11 @@ fn node_info_namespaces(config: &Config) -> anyhow::Result<Patterns> {
 fn record_migration(
     config: &Config,
     strict: &StrictSettings,
+    recorder: Recorder,
     pods: &Pods,
     policy: &Arc<Policy>,
     reporter: &OnceLock<MigrationReporter>,
 ) -> anyhow::Result<Migration> {
-    let recorder = Recorder::on(&config.pods.node);
     // It is given once: this runs once.
     let _ = reporter.set(MigrationReporter {
         node: config.pods.node.clone(),

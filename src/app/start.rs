@@ -34,6 +34,8 @@ use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::bpf::ExitGuardCheck;
 use crate::redirect::interface_addresses;
+use crate::report::node_role::NodeRoleUse;
+use crate::report::recorder::Recorder;
 use crate::report::reporter::MigrationReporter;
 use crate::self_test::{Ability, Probes, Redirection, SelfTest};
 use crate::server::{Redirected, Server};
@@ -118,15 +120,24 @@ impl Start<'_> {
         }
     }
 
-    /// Begins to exempt pods in the node's network from redirection. Returns what identifies redirected connections, and when the
+    /// Begins to exempt pods in the node's network from redirection, and with `--migrate` to record which use the node's role. Returns what identifies redirected connections, and when the
     /// first exemptions have been made.
-    pub(super) fn exempt_pods(&mut self, pods: &Pods, programs: RedirectPrograms) -> (Redirected, oneshot::Receiver<()>) {
-        let Self { metrics, tasks, .. } = self;
-        let RedirectPrograms { sockets, exemptions, pods_cgroup } = programs;
+    pub(super) fn exempt_pods(
+        &mut self,
+        pods: &Pods,
+        programs: RedirectPrograms,
+        recorder: &Recorder,
+    ) -> (Redirected, oneshot::Receiver<()>) {
+        let Self { config, metrics, tasks, .. } = self;
+        let RedirectPrograms { sockets, exemptions, passed, pods_cgroup } = programs;
         let cgroups = PodCgroups::new(pods_cgroup);
         let (first, exempted) = oneshot::channel();
         let exemptions = Exemptions { pods: pods.clone(), cgroups: cgroups.clone(), kernel: exemptions, metrics: metrics.clone() };
         tasks.spawn("exemptions in the node's network", exemptions.run(first));
+        if config.migrate.is_some() {
+            let used = NodeRoleUse { pods: pods.clone(), cgroups: cgroups.clone(), kernel: passed, recorder: recorder.clone() };
+            tasks.spawn("use of the node's role", used.run());
+        }
         (Redirected::new(sockets, cgroups), exempted)
     }
 

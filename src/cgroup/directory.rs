@@ -197,9 +197,9 @@ fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Reads files on a thread that may wait.
-async fn in_background<T: Send + 'static>(read: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    match tokio::task::spawn_blocking(read).await {
+/// Reads files, or calls the kernel, on a thread that may wait.
+pub(crate) async fn in_background<T: Send + 'static>(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    match tokio::task::spawn_blocking(call).await {
         Ok(result) => result,
         // A panic ends the process, as in every task.
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

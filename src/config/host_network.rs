@@ -62,6 +62,14 @@ pub enum ExemptPods {
 }
 
 impl ExemptPods {
+    /// Returns the item that names a pod of this namespace and service account, or a static pod, and as few others as possible.
+    pub fn naming(of_namespace: &str, service_account: &str, is_static: bool) -> Self {
+        match is_static {
+            true => Self::Static,
+            false => Self::OfAccount { namespace: of_namespace.to_owned(), name: service_account.to_owned() },
+        }
+    }
+
     /// Returns whether the item names a pod of this namespace and service account, or a static pod.
     pub fn matches(&self, of_namespace: &str, service_account: &str, is_static: bool) -> bool {
         match self {

@@ -28,13 +28,15 @@ pub(super) enum Noted {
     Denied(Denial),
     /// Another refusal with this reason; the subject is what was asked for.
     Refused(&'static str),
+    /// A pod in the node's network connected to the real metadata service; the subject is the item that would exempt it.
+    UsesNodeRole,
 }
 
 impl Noted {
     /// How many findings of the same kind a workload may have.
     fn most(self) -> usize {
         match self {
-            Self::WithoutToken | Self::Role(_) | Self::Denied(_) => 4,
+            Self::WithoutToken | Self::Role(_) | Self::Denied(_) | Self::UsesNodeRole => 4,
             Self::Metadata(_) => 16,
             Self::Refused(_) => 8,
         }
@@ -67,10 +69,10 @@ impl Default for Ledger {
 }
 
 impl Ledger {
-    /// Counts a finding.
-    pub(super) fn note(&mut self, workload: Workload, noted: Noted, subject: &str, now: Duration) {
+    /// Counts a finding that `count` requests or connections showed.
+    pub(super) fn note(&mut self, workload: Workload, noted: Noted, subject: &str, count: u64, now: Duration) {
         let Some(tallies) = self.tallies(workload) else {
-            self.left_out += 1;
+            self.left_out += count;
             return;
         };
         let is_same_kind = |tally: &Tally| std::mem::discriminant(&tally.noted) == std::mem::discriminant(&noted);
@@ -82,8 +84,8 @@ impl Ledger {
             (&|tally| is_same_kind(tally) && *tally.subject == *OTHERS, OTHERS)
         };
         match tallies.iter_mut().find(|tally| is_same(tally)) {
-            Some(tally) => (tally.count, tally.last) = (tally.count.saturating_add(1), now),
-            None => tallies.push(Tally { noted, subject: subject.into(), count: 1, last: now }),
+            Some(tally) => (tally.count, tally.last) = (tally.count.saturating_add(count), now),
+            None => tallies.push(Tally { noted, subject: subject.into(), count, last: now }),
         }
     }
 
@@ -134,11 +136,11 @@ mod tests {
     #[test]
     fn one_workload_fills_only_its_own_limits() {
         let (mut ledger, own) = (Ledger::default(), workload("shop", "web"));
-        ledger.note(own.clone(), Noted::Metadata("node-info"), "meta-data/mac", Duration::ZERO);
+        ledger.note(own.clone(), Noted::Metadata("node-info"), "meta-data/mac", 1, Duration::ZERO);
         for number in 0..1000 {
-            ledger.note(own.clone(), Noted::WithoutToken, &format!("client/{number}"), Duration::from_secs(number));
+            ledger.note(own.clone(), Noted::WithoutToken, &format!("client/{number}"), 1, Duration::from_secs(number));
         }
-        ledger.note(own.clone(), Noted::WithoutToken, "client/0", Duration::from_secs(1000));
+        ledger.note(own.clone(), Noted::WithoutToken, "client/0", 1, Duration::from_secs(1000));
         let wanted = [("meta-data/mac", 1), ("client/0", 2), ("client/1", 1), ("client/2", 1), ("client/3", 1), (OTHERS, 996)];
         assert_eq!(subjects(&ledger, &own), wanted.map(|(subject, count)| (subject.to_owned(), count)));
         assert_eq!(ledger.left_out(), 0);
@@ -148,25 +150,25 @@ mod tests {
     fn a_flood_of_workloads_never_displaces_those_of_other_namespaces() {
         let mut ledger = Ledger::default();
         for number in 0..40 {
-            ledger.note(workload("shop", &format!("w{number}")), Noted::WithoutToken, "curl/8", Duration::ZERO);
+            ledger.note(workload("shop", &format!("w{number}")), Noted::WithoutToken, "curl/8", 1, Duration::ZERO);
         }
         for number in 0..3 * MAX_WORKLOADS {
-            ledger.note(workload("hostile", &format!("w{number}")), Noted::WithoutToken, "curl/8", Duration::ZERO);
+            ledger.note(workload("hostile", &format!("w{number}")), Noted::WithoutToken, "curl/8", 1, Duration::ZERO);
         }
         let all = ledger.all();
         assert_eq!(all.iter().filter(|(workload, _)| &*workload.namespace == "shop").count(), 40);
         assert_eq!((all.len(), ledger.ids.len(), ledger.places.len()), (MAX_WORKLOADS, MAX_WORKLOADS, MAX_WORKLOADS));
         assert_eq!(ledger.left_out(), (2 * MAX_WORKLOADS + 40) as u64);
-        ledger.note(workload("late", "w"), Noted::WithoutToken, "curl/8", Duration::ZERO);
+        ledger.note(workload("late", "w"), Noted::WithoutToken, "curl/8", 1, Duration::ZERO);
         assert_eq!(subjects(&ledger, &workload("late", "w")).len(), 1);
     }
 
     #[test]
     fn refusals_with_other_reasons_are_counted_apart() {
         let (mut ledger, own) = (Ledger::default(), workload("shop", "web"));
-        ledger.note(own.clone(), Noted::Denied(Denial::NotAllowedOnNode), "role", Duration::ZERO);
-        ledger.note(own.clone(), Noted::Denied(Denial::NodeRole), "role", Duration::ZERO);
-        ledger.note(own.clone(), Noted::Refused("path"), "user-data", Duration::ZERO);
+        ledger.note(own.clone(), Noted::Denied(Denial::NotAllowedOnNode), "role", 1, Duration::ZERO);
+        ledger.note(own.clone(), Noted::Denied(Denial::NodeRole), "role", 1, Duration::ZERO);
+        ledger.note(own.clone(), Noted::Refused("path"), "user-data", 1, Duration::ZERO);
         assert_eq!(ledger.all()[0].1.len(), 3);
     }
 }

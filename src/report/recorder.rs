@@ -70,10 +70,20 @@ impl Recorder {
         self.note(pod, Noted::Refused(reason), || subject.to_owned());
     }
 
+    /// Counts connections of a pod in the node's network to the real metadata service. `exempt_as` is the item of
+    /// `--host-network-exempt` that would name the pod.
+    pub(super) fn used_node_role(&self, pod: &Pod, exempt_as: String, count: u64) {
+        self.note_all(pod, Noted::UsesNodeRole, || exempt_as, count);
+    }
+
     fn note(&self, pod: &Pod, noted: Noted, subject: impl FnOnce() -> String) {
+        self.note_all(pod, noted, subject, 1);
+    }
+
+    fn note_all(&self, pod: &Pod, noted: Noted, subject: impl FnOnce() -> String, count: u64) {
         if let Some(recording) = &self.0 {
             let (workload, now) = (Workload::of(pod, &recording.node), recording.began.elapsed());
-            recording.ledger().note(workload, noted, &subject(), now);
+            recording.ledger().note(workload, noted, &subject(), count, now);
         }
     }
 

@@ -180,6 +180,7 @@ impl MigrationReporter {
         let (key, advice) = match tally.noted {
             Noted::WithoutToken => ((FindingKind::Imdsv1, subject, "no-token"), NEEDS_TOKENS.to_owned()),
             Noted::Metadata(set) => ((FindingKind::Metadata, subject, set), advice_of_set(set).to_owned()),
+            Noted::UsesNodeRole => ((FindingKind::HostNetwork, subject, "uses-node-role"), USES_NODE_ROLE.to_owned()),
             Noted::Refused(reason) => ((FindingKind::Refused, subject, reason), advice_of_refusal(reason).to_owned()),
             // The node's own role is not given to pods. kube2iam did so.
             Noted::Denied(Denial::NoRole) if !self.strict.node_role_withheld => return,
@@ -276,6 +277,8 @@ const DENIED_ON_HOST_NETWORK: &str = "its requests are refused: remove hostNetwo
                                       to --host-network-exempt";
 const EXEMPT_ON_HOST_NETWORK: &str = "the pod reaches the real metadata service, and the annotation has no effect: remove the annotation, or \
                                       remove the pod from --host-network-exempt";
+const USES_NODE_ROLE: &str = "the pod uses the node's role, which --host-network-pods=serve or deny takes away: give the workload a role in \
+                              its annotation and set --host-network-pods=serve, or add this item to --host-network-exempt";
 const WITHOUT_ROLE: &str = "kube2iam gave this pod the node's role, and rolegate does not: name a role in the annotation of the pod, or \
                             give --default-role; if the pod only looks for a role, nothing has to be done";
 

@@ -216,6 +216,25 @@ async fn an_invalid_list_is_replaced_and_a_note_says_so() {
     }
 }
 
+#[tokio::test]
+async fn a_pod_that_uses_the_node_role_is_a_finding_of_its_own() {
+    let node = Node::new(|_, _| {});
+    let (agent, annotated) =
+        (Pod { host_network: true, ..pod("agent", 1, None) }, Pod { host_network: true, ..pod("web", 1, Some("web")) });
+    node.pods([agent.clone(), annotated.clone()]);
+    assert_eq!(node.found().len(), 1, "only the annotated pod, before any connects");
+    for pod in [&agent, &annotated] {
+        node.reporter.recorder.used_node_role(pod, "shop/default".to_owned(), 3);
+    }
+    let wanted = [
+        row("StatefulSet/agent", FindingKind::HostNetwork, "shop/default", "uses-node-role", 3),
+        row("StatefulSet/web", FindingKind::HostNetwork, "arn:aws:iam::111122223333:role/web", "host-network", 0),
+        row("StatefulSet/web", FindingKind::HostNetwork, "shop/default", "uses-node-role", 3),
+    ];
+    assert_eq!(node.found(), wanted);
+    assert_eq!(node.reporter.counts(), [("host-network", "shop".to_owned(), 2)]);
+}
+
 fn report(node: &str, count: u64) -> MigrationReport {
     let finding = |finding, subject: &str, reason: &str| Finding {
         finding,

@@ -19,6 +19,7 @@ use super::error::BpfError;
 use super::exit_check::ExitGuardCheck;
 use super::fdinfo::{self, AttachedLink};
 use super::layout::{CONFIG, CONNECTION, ProgramConfig, RECORD};
+use super::passed::Passed;
 use super::pins::{EXIT_GUARD, LINK, MARK_SOCKET, check_file_system, guard_pin, names, remove_versions, removed};
 use super::records::{Exemptions, Records};
 use super::sockopt;
@@ -29,12 +30,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("programs.o");
 /// The directory of this version's pins. It changes with the maps, so that a daemon never uses maps that mean something else.
 const LAYOUT: &str = "v1";
 /// The maps, as the source of the programs has them.
-const MAPS: [MapShape; 5] = [
+const MAPS: [MapShape; 6] = [
     MapShape { name: "config", kind: MapType::Hash, key: 4, value: CONFIG as u32, max_entries: 1 },
     MapShape { name: "exempt", kind: MapType::Hash, key: 8, value: 4, max_entries: 8192 },
     MapShape { name: "marks", kind: MapType::SkStorage, key: 4, value: 32, max_entries: 0 },
     MapShape { name: "connections", kind: MapType::Hash, key: CONNECTION as u32, value: RECORD as u32, max_entries: 131_072 },
     MapShape { name: "open", kind: MapType::LruHash, key: 8, value: 4, max_entries: 8192 },
+    MapShape { name: "passed", kind: MapType::LruHash, key: 8, value: 8, max_entries: 8192 },
 ];
 /// The programs on the pods' control group, in the order in which they are attached: connections must be recorded before any is
 /// redirected, and sockets marked before packets are judged by that.
@@ -55,6 +57,17 @@ struct MapShape {
     /// The size of a value, in bytes.
     value: u32,
     max_entries: u32,
+}
+
+/// The maps that the rest of the daemon uses.
+#[derive(Clone, Debug)]
+pub(super) struct DaemonMaps {
+    /// Records of redirected connections.
+    pub(super) records: Records,
+    /// Pods that may use the real metadata service.
+    pub(super) exemptions: Exemptions,
+    /// Counts of connections to it.
+    pub(super) passed: Passed,
 }
 
 /// Which programs are attached.
@@ -78,7 +91,7 @@ pub(super) struct Programs {
 
 impl Programs {
     /// Loads the programs, with the maps that are pinned already. Attaches nothing.
-    pub(super) fn load(pins: &Path) -> Result<(Self, Records, Exemptions), BpfError> {
+    pub(super) fn load(pins: &Path) -> Result<(Self, DaemonMaps), BpfError> {
         let directory = pins.join(LAYOUT);
         prepare(pins, &directory)?;
         let mut loader = EbpfLoader::new();
@@ -90,9 +103,12 @@ impl Programs {
             numbers.insert(name, load(&mut ebpf, name)?);
         }
         let config = map(&mut ebpf, "config")?;
-        let records = Records::new(map(&mut ebpf, "connections")?);
-        let exemptions = Exemptions::new(map(&mut ebpf, "exempt")?);
-        Ok((Self { directory, ebpf, config, numbers }, records, exemptions))
+        let maps = DaemonMaps {
+            records: Records::new(map(&mut ebpf, "connections")?),
+            exemptions: Exemptions::new(map(&mut ebpf, "exempt")?),
+            passed: Passed::new(map(&mut ebpf, "passed")?),
+        };
+        Ok((Self { directory, ebpf, config, numbers }, maps))
     }
 
     /// Returns a check of the exit guard on the interfaces that `interfaces` chooses.

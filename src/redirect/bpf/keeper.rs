@@ -17,13 +17,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::attach::{Programs, Scope};
+use super::attach::{DaemonMaps, Programs, Scope};
 use super::cgroups::PodsCgroup;
 use super::error::BpfError;
 use super::exit_check::ExitGuardCheck;
 use super::host_network;
 use super::layout::{BpfTargets, ProgramConfig};
-use super::records::{Exemptions, Records};
 use super::uplinks::NodeInterfaces;
 use crate::advice::{Advise as _, chain};
 use crate::cgroup::RedirectPrograms;
@@ -69,8 +68,7 @@ pub struct Keeper {
     scope: Scope,
     environment: KeeperEnvironment,
     programs: Programs,
-    records: Records,
-    exemptions: Exemptions,
+    maps: DaemonMaps,
     pods: PodsCgroup,
     host_network: u64,
     /// Where connections are redirected, once this daemon knows it. Before, those of the daemon before stay.
@@ -95,7 +93,7 @@ impl Keeper {
     /// If the pods' control group does not exist, or the programs cannot be loaded or attached.
     pub fn start(settings: BpfConfig, scope: Scope, environment: KeeperEnvironment) -> Result<Self, BpfError> {
         let pods = PodsCgroup::find(settings.cgroup.as_deref())?;
-        let (programs, records, exemptions) = Programs::load(&settings.pins)?;
+        let (programs, maps) = Programs::load(&settings.pins)?;
         let host_network = host_network::cookie().unwrap_or_else(|error| {
             debug!(error = chain(&error), "assuming that the network of this process is the initial one");
             0
@@ -106,8 +104,7 @@ impl Keeper {
             scope,
             environment,
             programs,
-            records,
-            exemptions,
+            maps,
             pods,
             host_network,
             targets: None,
@@ -118,7 +115,7 @@ impl Keeper {
             waiting: None,
             failure: None,
         };
-        keeper.exemptions.take_turns(keeper.environment.turn.clone());
+        keeper.maps.exemptions.take_turns(keeper.environment.turn.clone());
         keeper.exempt_own(&keeper.pods)?;
         keeper.clear_exemptions()?;
         let attached = keeper.settle(true)?;
@@ -149,8 +146,9 @@ impl Keeper {
     /// Returns what the rest of the daemon uses of the programs; `None` for the exit guard alone, which redirects nothing.
     pub fn programs(&self) -> Option<RedirectPrograms> {
         (self.scope == Scope::All).then(|| RedirectPrograms {
-            sockets: Arc::new(self.records.clone()),
-            exemptions: Arc::new(self.exemptions.clone()),
+            sockets: Arc::new(self.maps.records.clone()),
+            exemptions: Arc::new(self.maps.exemptions.clone()),
+            passed: Arc::new(self.maps.passed.clone()),
             pods_cgroup: self.pods.path.clone(),
         })
     }
@@ -320,7 +318,7 @@ impl Keeper {
 
     /// Exempts the daemon's own pod, if it is in one.
     fn exempt_own(&self, pods: &PodsCgroup) -> Result<(), BpfError> {
-        pods.own_pod()?.map_or(Ok(()), |own| self.exemptions.exempt_own(own))
+        pods.own_pod()?.map_or(Ok(()), |own| self.maps.exemptions.exempt_own(own))
     }
 
     /// Removes the exemptions of an earlier daemon that let all pods in the node's network reach the real service, if this one does not.
@@ -328,7 +326,7 @@ impl Keeper {
     fn clear_exemptions(&self) -> Result<(), BpfError> {
         let former = self.programs.config();
         let has_passed_all = former.is_some_and(|former| former.pass_host_network);
-        if has_passed_all && !self.config(former.as_ref()).pass_host_network { self.exemptions.clear() } else { Ok(()) }
+        if has_passed_all && !self.config(former.as_ref()).pass_host_network { self.maps.exemptions.clear() } else { Ok(()) }
     }
 
     fn config(&self, former: Option<&ProgramConfig>) -> ProgramConfig {

@@ -17,7 +17,7 @@
  * outside of the pods' control group, sent them.
  *
  * Everything is denied while there is no configuration. A program may run twice for one packet or connection while a new daemon
- * replaces it, so each gives the same result the second time.
+ * replaces it, so each gives the same result the second time. Only `passed` then counts a connection twice.
  */
 #include "kernel.h"
 
@@ -146,6 +146,15 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } open SEC(".maps");
 
+/* How often a pod in the node's network connected to the real metadata service, by pod. Idle pods are forgotten. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, __u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} passed SEC(".maps");
+
 static __always_inline struct config *configuration(void)
 {
 	__u32 key = 0;
@@ -180,6 +189,20 @@ static __always_inline __u64 current_pod(const struct config *config)
 	if (pod && (pod == config->classes[0] || pod == config->classes[1]))
 		pod = bpf_get_current_ancestor_cgroup_id(config->level + 2);
 	return pod ? pod : bpf_get_current_cgroup_id();
+}
+
+/* Counts a connection that is let through. Whether it is counted changes nothing for it. */
+static __always_inline void count_passed(const struct config *config)
+{
+	__u64 pod = current_pod(config), none = 0, *count;
+
+	count = bpf_map_lookup_elem(&passed, &pod);
+	if (!count) {
+		bpf_map_update_elem(&passed, &pod, &none, BPF_NOEXIST);
+		count = bpf_map_lookup_elem(&passed, &pod);
+	}
+	if (count)
+		__sync_fetch_and_add(count, 1);
 }
 
 static __always_inline struct mark *mark_of(struct bpf_sock *sk)
@@ -221,6 +244,7 @@ static __always_inline int connect_to_metadata(struct bpf_sock_addr *ctx, const 
 			return DENY;
 		mark->in_host_network = 1;
 		mark->state = NOT_REDIRECTED;
+		count_passed(config);
 		return ALLOW;
 	}
 	if (!(config->flags & REDIRECT) || ctx->protocol != IPPROTO_TCP || ctx->user_port != bpf_htons(METADATA_PORT))

@@ -1,10 +1,12 @@
 //! Tests that a connection is served only to the pod that opened it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rolegate_lab::daemon::{Daemon, Setup};
 use rolegate_lab::imds::NODE_ROLE_NAME;
 use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, PodOptions};
+use serde_json::Value;
 
 use super::agent::{Answer, By, Connecting, Order};
 use super::bed::{BpfBed, Client, Driver};
@@ -288,4 +290,59 @@ fn pods_of_the_nodes_network_keep_the_real_service_if_configured() {
     let _daemon = bed.start_with(&bed.setup_bpf().argument("--host-network-pods=ignore"));
     assert_reaches_the_real_service(&bed, &served);
     bed.assert_served_past_netfilter(&web, Connecting::new(METADATA, By::Connect));
+}
+
+/// Returns the findings of the report about pods that use the node's role: their names, subjects and counts.
+fn uses_of_node_role(bed: &BpfBed, daemon: &Daemon) -> Vec<(String, String, u64)> {
+    let answer = daemon.get(Some(bed.node.ns()), "/report?format=json").unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let report: Value = serde_json::from_str(&answer.text()).unwrap();
+    let mut found = Vec::new();
+    for workload in report["workloads"].as_array().unwrap() {
+        for finding in workload["findings"].as_array().unwrap().iter().filter(|finding| finding["reason"] == "uses-node-role") {
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            found.push((text(&workload["name"]), text(&finding["subject"]), finding["count"].as_u64().unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_report_names_the_pods_that_use_the_nodes_role() {
+    let Some(bed) = BpfBed::new() else { return };
+    let user = bed.host_network_client_without_role("exporter", "exporter");
+    let exempt = bed.host_network_client_without_role("cni", "aws-node");
+    // It connects to nothing.
+    let _idle = bed.host_network_client("idle");
+    let web = bed.client("web");
+    let arguments = ["--host-network-pods=ignore", "--host-network-exempt=team-a/aws-node", "--migrate"];
+    let setup = arguments.into_iter().fold(bed.setup_bpf(), Setup::argument);
+    let wait_for = |daemon: &Daemon, count: u64| {
+        let (wanted, deadline) = ([("exporter".to_owned(), "team-a/exporter".to_owned(), count)], Instant::now() + PATIENCE);
+        loop {
+            let found = uses_of_node_role(&bed, daemon);
+            if found == wanted {
+                return;
+            }
+            assert!(found.iter().all(|(name, _, so_far)| name == "exporter" && *so_far < count), "{found:?}");
+            assert!(Instant::now() < deadline, "{found:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let daemon = bed.start_with(&setup);
+    assert_eq!(uses_of_node_role(&bed, &daemon), [], "before any pod connects");
+    // What would be counted wrongly is counted before what is waited for.
+    bed.assert_served_past_netfilter(&web, Connecting::new(METADATA, By::Connect));
+    let elsewhere = bed.process_elsewhere(&user, web.pod.as_ref().unwrap());
+    let _ = elsewhere.ask(&Order::Fetch(Connecting::new(METADATA, By::Connect)));
+    assert_reaches_the_real_service(&bed, &exempt);
+    // One connection to each address.
+    assert_reaches_the_real_service(&bed, &user);
+    wait_for(&daemon, 2);
+    assert_reaches_the_real_service(&bed, &user);
+    wait_for(&daemon, 4);
+    drop(daemon);
+    bed.allow_netfilter_rules();
+    let daemon = bed.start_with(&setup);
+    wait_for(&daemon, 4);
 }
