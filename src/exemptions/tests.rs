@@ -129,7 +129,7 @@ async fn exempt_pods_and_the_daemons_own_are_exempt_once_their_cgroup_exists() {
         node.exempt(&[own, etcd]).await;
         let cni = node.cgroup(CNI);
         node.exempt(&[own, etcd, cni]).await;
-        assert!(node.counted("rolegate_host_network_exempt_pods 3"));
+        node.counts("rolegate_host_network_exempt_pods 3").await;
         // Another service account, and a pod in a network of its own.
         node.writer.write(|index| {
             index.apply(host("agent", AGENT));
