@@ -156,15 +156,8 @@ impl Netlink {
     /// If the kernel returns none.
     pub fn links(&mut self) -> io::Result<Vec<Interface>> {
         let mask = RTEXT_FILTER_SKIP_STATS.to_ne_bytes();
-        for _ in 1..DUMPS {
-            let request = NetlinkRequest::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
-            if let (links, true) = self.dump(request, Interface::read)? {
-                return Ok(links);
-            }
-        }
-        let request = NetlinkRequest::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
-        // Changes during the retries are announced as well.
-        Ok(self.dump(request, Interface::read)?.0)
+        let request = || NetlinkRequest::new(RTM_GETLINK, NLM_F_DUMP, &interface_message(0, 0)).attribute(IFLA_EXT_MASK, &mask);
+        self.dump_all(request, Interface::read)
     }
 
     /// Returns the path that a packet from this node to the address would take; `None` if there is none.
@@ -256,6 +249,17 @@ impl Netlink {
                 return if message.kind == NLMSG_ERROR { outcome(message.body).map(|()| Vec::new()) } else { Ok(message.body.to_vec()) };
             }
         }
+    }
+
+    /// Returns every message of the answer, parsed. An incomplete dump is repeated a few times.
+    fn dump_all<T>(&mut self, request: impl Fn() -> NetlinkRequest, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+        for _ in 1..DUMPS {
+            if let (entries, true) = self.dump(request(), &read)? {
+                return Ok(entries);
+            }
+        }
+        // Changes during the retries are announced as well.
+        Ok(self.dump(request(), &read)?.0)
     }
 
     /// Returns every message of the answer, parsed, and whether the answer is complete.

@@ -3,6 +3,7 @@
 use clap::ArgMatches;
 
 use super::ConfigError;
+use super::pod_identity::DEFAULT_HOST_PORT;
 use super::source::SettingSource;
 use crate::text::{is_object_name, quoted};
 
@@ -83,7 +84,7 @@ impl PodIdentityRender {
         if host_network && ipv6 {
             source.mistake("--ipv6 has no effect with --host-network: these pods connect to 127.0.0.1");
         }
-        let port = source.port("host-port", 8182);
+        let port = source.port("host-port", DEFAULT_HOST_PORT);
         if port == 0 {
             source.mistake("--host-port=0: expected the port of --pod-identity-host-port");
         }

@@ -35,15 +35,7 @@ impl InterfaceAddress {
 impl Netlink {
     /// Returns the addresses of all interfaces.
     pub(crate) fn addresses(&mut self) -> io::Result<Vec<InterfaceAddress>> {
-        let mut found = Vec::new();
-        for _ in 0..super::DUMPS {
-            let is_complete;
-            (found, is_complete) = self.dump(NetlinkRequest::new(RTM_GETADDR, NLM_F_DUMP, &[0; IFADDRMSG]), InterfaceAddress::read)?;
-            if is_complete {
-                break;
-            }
-        }
-        Ok(found)
+        self.dump_all(|| NetlinkRequest::new(RTM_GETADDR, NLM_F_DUMP, &[0; IFADDRMSG]), InterfaceAddress::read)
     }
 
     /// Adds this single address to an interface, without a subnet. An IPv6 address is usable at once.

@@ -176,13 +176,7 @@ impl Netlink {
         fixed[0] = family(of);
         // Rules of another family are those of a kernel that does not know this one.
         let read = |body: &[u8]| ListedRule::read(body).filter(|_| body.first() == Some(&family(of)));
-        for _ in 1..super::DUMPS {
-            if let (rules, true) = self.dump(NetlinkRequest::new(RTM_GETRULE, NLM_F_DUMP, &fixed), read).map_err(unsupported)? {
-                return Ok(rules);
-            }
-        }
-        // Changes during the retries are announced as well.
-        Ok(self.dump(NetlinkRequest::new(RTM_GETRULE, NLM_F_DUMP, &fixed), read).map_err(unsupported)?.0)
+        self.dump_all(|| NetlinkRequest::new(RTM_GETRULE, NLM_F_DUMP, &fixed), read).map_err(unsupported)
     }
 
     /// Adds a rule of the family of this address, after all others of its preference. Requires the capability NET_ADMIN.

@@ -175,9 +175,7 @@ pub fn route(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap, 
     let has_good_body = body == Body::EmptyChunked && is_chunked_token_request(method, uri, version, headers);
     check_framing(headers, has_good_body)?;
     check_host(uri, headers, hosts)?;
-    if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) {
-        return Err(Rejection::Forwarded);
-    }
+    check_not_forwarded(headers)?;
     if [Method::CONNECT, Method::OPTIONS, Method::TRACE].contains(method) {
         return Err(Rejection::ConnectionMethod);
     }
@@ -200,9 +198,14 @@ pub fn is_chunked_token_request(method: &Method, uri: &Uri, version: Version, he
     is_chunked && is_token_request && version == Version::HTTP_11 && !headers.contains_key(CONTENT_LENGTH)
 }
 
+/// Checks that a request did not come through a proxy.
+pub(super) fn check_not_forwarded(headers: &HeaderMap) -> Result<(), Rejection> {
+    if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) { Err(Rejection::Forwarded) } else { Ok(()) }
+}
+
 /// Checks that a request has no body, or one that was read and found empty. A length of 0 is how some clients say that there
 /// is none.
-fn check_framing(headers: &HeaderMap, has_good_body: bool) -> Result<(), Rejection> {
+pub(super) fn check_framing(headers: &HeaderMap, has_good_body: bool) -> Result<(), Rejection> {
     if headers.contains_key(TRANSFER_ENCODING) && !has_good_body {
         return Err(Rejection::Malformed);
     }
@@ -226,6 +229,11 @@ fn check_host(uri: &Uri, headers: &HeaderMap, hosts: &Hosts) -> Result<(), Rejec
     if host.is_some_and(|host| !hosts.allow(host)) {
         return Err(Rejection::Host);
     }
+    check_target(uri, host)
+}
+
+/// Checks that the target of a request is a path, or a URL of the host in its header.
+pub(super) fn check_target(uri: &Uri, host: Option<&str>) -> Result<(), Rejection> {
     match (uri.scheme_str(), uri.authority()) {
         (None, None) => Ok(()),
         (Some("http"), Some(authority)) if host == Some(authority.as_str()) => Ok(()),

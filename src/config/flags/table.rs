@@ -455,7 +455,12 @@ const POD_IDENTITY_RENDER: &[Flag] = &[
         "With --host-network: the port that the pods connect to, the same as the daemon's --pod-identity-host-port",
     ),
     switch("ipv6", "The pods have only IPv6 addresses, so they connect to fd00:ec2::23"),
-    value("audience", "AUDIENCE", "pods.eks.amazonaws.com", "The audience of the token, the same as the daemon's --pod-identity-audience"),
+    value(
+        "audience",
+        "AUDIENCE",
+        DEFAULT_POD_IDENTITY_AUDIENCE,
+        "The audience of the token, the same as the daemon's --pod-identity-audience",
+    ),
 ];
 
 /// The flags that only `rolegate redirect` has, with the heading of them.

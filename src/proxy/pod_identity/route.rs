@@ -4,39 +4,24 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, FORWARDED, HOST, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderMap, HeaderName, Method, Uri};
 
-use crate::proxy::route::Rejection;
+use crate::proxy::route::{Rejection, check_framing, check_not_forwarded, check_target};
 
 /// The path of EKS Pod Identity (AWS_CONTAINER_CREDENTIALS_FULL_URI of its pods).
 const PATH: &str = "/v1/credentials";
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Checks that a request is for credentials. `local` is the address that the client connected to, which is the only host that the
 /// request may name: a web page that uses DNS rebinding names its own host.
 pub(super) fn check(method: &Method, uri: &Uri, headers: &HeaderMap, local: Option<SocketAddr>) -> Result<(), Rejection> {
-    if headers.contains_key(TRANSFER_ENCODING) {
-        return Err(Rejection::Malformed);
-    }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (None, _) => {}
-        (Some(length), None) if length == "0" => {}
-        _ => return Err(Rejection::Malformed),
-    }
+    check_framing(headers, false)?;
     let host = the_only(headers, &HOST).and_then(|host| host.to_str().ok()).ok_or(Rejection::Malformed)?;
     if !local.is_some_and(|local| names(host, local)) {
         return Err(Rejection::Host);
     }
-    match (uri.scheme_str(), uri.authority()) {
-        (None, None) => {}
-        (Some("http"), Some(authority)) if host == authority.as_str() => {}
-        _ => return Err(Rejection::Malformed),
-    }
-    if headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED) {
-        return Err(Rejection::Forwarded);
-    }
+    check_target(uri, Some(host))?;
+    check_not_forwarded(headers)?;
     if uri.path() != PATH || uri.query().is_some() {
         return Err(Rejection::Malformed);
     }
