@@ -35,6 +35,7 @@ mod sts;
 mod sts_errors;
 mod taint;
 mod tells;
+mod threat_model;
 mod transcripts;
 mod witness;
 mod world;
