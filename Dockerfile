@@ -24,13 +24,19 @@ ENV MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072 MALLOC_MMAP_THRESHOLD_=1310
 ENTRYPOINT ["/usr/local/bin/rolegate"]
 
 # nft keeps the rules, or iptables where the node has no nf_tables: Debian's is of the nft flavour, which works beside legacy
-# rules. conntrack ends the connections from before the rules. They work for root alone, with the capability NET_ADMIN: see
-# daemonset/.
-FROM debian:bookworm-slim
+# rules. conntrack ends the connections from before the rules. netbase has the names of protocols.
+FROM debian:bookworm-slim AS programs
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates conntrack iptables nftables \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get install --yes --no-install-recommends ca-certificates conntrack iptables netbase nftables
+COPY scripts/image-root /image-root
+RUN /image-root /root-of-image
+
+# Only these programs and their libraries: no shell and no package manager. They work for root alone, with the capability NET_ADMIN: see
+# daemonset/.
+FROM scratch
+COPY --from=programs /root-of-image /
 COPY --from=build /rolegate /usr/local/bin/rolegate
+ENV PATH=/usr/local/bin:/usr/sbin
 # The C library's allocator gives large pieces back at once, and has one heap: see docs/performance.md.
 ENV MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072 MALLOC_MMAP_THRESHOLD_=131072
 ENTRYPOINT ["/usr/local/bin/rolegate"]
