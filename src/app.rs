@@ -306,8 +306,8 @@ async fn guarded<T>(rules: &mut Option<PacketRules>, work: impl Future<Output = 
 
 /// The packet rules are kept true from now on.
 fn reconcile(tasks: &mut Tasks, metrics: &Metrics, keepers: Option<Keepers>) {
-    let Some(Keepers { mut rules, bpf, kept }) = keepers else { return };
-    tasks.spawn("redirects by other programs", packet_rules::follow_foreign_redirects(metrics.clone(), kept));
+    let Some(Keepers { mut rules, bpf, backend, placed }) = keepers else { return };
+    tasks.spawn("redirects by other programs", packet_rules::follow_foreign_redirects(metrics.clone(), backend, placed));
     tasks.spawn("packet rules", async move { rules.reconcile().await });
     if let Some(mut bpf) = bpf {
         tasks.spawn("BPF programs", async move { bpf.keep().await });

@@ -2,6 +2,7 @@
 //!
 //! The names and meanings of kube2iam's flags are kept, so that its users change the image and nothing else.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -428,6 +429,8 @@ pub struct RedirectConfig {
     pub routing_rules: bool,
     /// The kernel's programs beside them.
     pub bpf: BpfConfig,
+    /// The addresses at which the daemon serves Pod Identity: other programs must not redirect connections to them.
+    pub pod_identity: BTreeSet<SocketAddr>,
 }
 
 /// The kernel's programs beside the packet rules.
@@ -454,7 +457,8 @@ impl RedirectConfig {
     pub(crate) fn guard_alone(backend: RedirectBackend, routing_rules: bool) -> Self {
         let (interfaces, host_ips) = (Vec::new(), Vec::new());
         let (interval, bpf) = (DEFAULT_REDIRECT_INTERVAL, BpfConfig::default());
-        Self { backend, interfaces, host_ips, host_ip_hint: None, interval, remove_on_exit: false, routing_rules, bpf }
+        let pod_identity = BTreeSet::new();
+        Self { backend, interfaces, host_ips, host_ip_hint: None, interval, remove_on_exit: false, routing_rules, bpf, pod_identity }
     }
 }
 

@@ -5,6 +5,7 @@
 //! it. The IPv6 address of the metadata service is covered where the node has an address of that family, and else requests to
 //! it are rejected by the guard.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,8 +60,10 @@ pub(super) struct PacketRules {
 pub(super) struct Keepers {
     pub(super) rules: Reconciler<SelectedBackend, System>,
     pub(super) bpf: Option<Keeper>,
-    /// The addresses to which connections must not be redirected by others.
-    pub(super) kept: Vec<SocketAddr>,
+    /// What the rules are kept with.
+    pub(super) backend: Arc<SelectedBackend>,
+    /// The rules that are kept.
+    pub(super) placed: RuleSet,
 }
 
 /// What removes the rules at the daemon's end.
@@ -81,6 +84,7 @@ impl PacketRules {
         readiness: &Readiness,
     ) -> anyhow::Result<Option<Self>> {
         if redirect.backend == RedirectBackend::None {
+            warn_of_open_pod_identity(&redirect.pod_identity);
             return Ok(None);
         }
         // First, because they need no program: a node on which no backend works is closed all the same.
@@ -104,7 +108,8 @@ impl PacketRules {
             .map(Arc::new);
         let backend = Arc::new(SelectedBackend::choose(redirect.backend, &redirect.interfaces).await?);
         let direct = bpf_programs::direct_connections(redirect.backend, !accept_direct);
-        let like = Like { interfaces: redirect.interfaces.clone(), direct, interval: redirect.interval };
+        let (interfaces, pod_identity) = (redirect.interfaces.clone(), redirect.pod_identity.clone());
+        let like = Like { interfaces, direct, pod_identity, interval: redirect.interval };
         let system = System::open(turn.clone());
         let mut reconciler = Reconciler::new(backend.clone(), system, like, metrics.clone(), readiness.clone());
         reconciler.guard().await.context("cannot install the guard, which keeps pods from the real metadata service")?;
@@ -177,8 +182,9 @@ impl PacketRules {
             ipv6: found.ipv6.map(|ip| SocketAddrV6::new(ip, bound.port(), 0, 0)),
             direct: self.direct,
         };
-        let rules = RuleSet { interfaces: redirect.interfaces.clone(), targets: Some(targets) };
-        let kept = foreign::kept_addresses(&rules);
+        let (interfaces, pod_identity) = (redirect.interfaces.clone(), redirect.pod_identity.clone());
+        let rules = RuleSet { interfaces, targets: Some(targets), pod_identity };
+        let placed = rules.clone();
         match &mut self.bpf {
             Some(bpf) => {
                 bpf.keep_during(self.reconciler.place(rules)).await;
@@ -199,7 +205,7 @@ impl PacketRules {
         }
         bpf_programs::remove_unwanted(redirect, self.bpf.as_ref());
         name_legacy_rules().await;
-        Ok(Keepers { rules: self.reconciler, bpf: self.bpf, kept })
+        Ok(Keepers { rules: self.reconciler, bpf: self.bpf, backend: self.backend, placed })
     }
 }
 
@@ -232,15 +238,20 @@ async fn name_legacy_rules() {
     }
 }
 
-/// Searches for redirects by other programs of the node's own metadata requests and of connections to the `kept` addresses, and logs
-/// what it finds.
-pub(super) async fn follow_foreign_redirects(metrics: Metrics, kept: Vec<SocketAddr>) {
+/// Searches for redirects by other programs of the node's own metadata requests and of connections that the rules keep, and logs what it
+/// finds.
+pub(super) async fn follow_foreign_redirects(metrics: Metrics, backend: Arc<SelectedBackend>, rules: RuleSet) {
     let (mut own_requests, mut to_daemon) = (Changes::default(), Changes::default());
     loop {
-        let found = foreign::find(&kept).await;
-        metrics.foreign_redirects(found.count());
-        log_of_own_requests(&mut own_requests, found.own_requests);
-        log_to_daemon(&mut to_daemon, found.to_daemon);
+        match backend.precedence().await {
+            Ok(precedence) => {
+                let found = foreign::find(&rules, precedence).await;
+                metrics.foreign_redirects(found.count());
+                log_of_own_requests(&mut own_requests, found.own_requests);
+                log_to_daemon(&mut to_daemon, found.to_daemon);
+            }
+            Err(error) => debug!(error = chain(&error), "cannot look for redirects by other programs"),
+        }
         tokio::time::sleep(SEARCH_AGAIN).await;
     }
 }
@@ -249,16 +260,16 @@ fn log_to_daemon(logged: &mut Changes<Vec<String>>, found: Vec<String>) {
     let redirects = found.join("; ");
     if found.is_empty() {
         if logged.forget().is_some() {
-            info!(event = "daemon-connections-free", "no other program redirects connections to the daemon's address and port any more");
+            info!(event = "daemon-connections-free", "no other program redirects connections to the daemon's addresses and ports any more");
         }
     } else if logged.is_new(found) {
         error!(
             event = "daemon-connections-redirected",
             redirects,
-            "another program redirects connections to the daemon's address and port, which is an attack or a mistake: whoever answers \
-             pods' metadata requests chooses their credentials; rolegate's rules come before packet rules of other programs, with \
-             nftables before all of them; delete the Service with the node's address and the app port, or whatever else redirects these \
-             connections"
+            "another program redirects connections to the daemon's address and the app port, or to an address of Pod Identity, which is an \
+             attack or a mistake: whoever answers pods' requests chooses their credentials, and receives their tokens; rolegate's rules \
+             come before packet rules of other programs, with nftables before all of them; use nftables, and delete the Service or host \
+             port that redirects these connections"
         );
     }
 }
@@ -346,6 +357,19 @@ impl Leaving {
                  'rolegate redirect remove'"
             ),
         }
+    }
+}
+
+/// Without packet rules, nothing keeps other programs from redirecting connections to these addresses.
+fn warn_of_open_pod_identity(addresses: &BTreeSet<SocketAddr>) {
+    if !addresses.is_empty() {
+        warn!(
+            event = "pod-identity-not-kept",
+            addresses = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", "),
+            "--redirect=none: rolegate places no packet rules, so a host port or a Service of another pod can take connections to the \
+             addresses of Pod Identity, with the tokens in them; set --redirect=auto, or place the rules yourself (see \
+             iptables/rolegate-pod-identity.nft), and forbid host ports with an admission policy"
+        );
     }
 }
 

@@ -47,8 +47,9 @@ pub(crate) async fn place_guard(backend: RedirectBackend, routing_rules: bool) -
 
 /// What the flags say.
 fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
+    let pod_identity = command.redirect.pod_identity.clone();
     if command.guard {
-        return Ok(RuleSet::guard_alone());
+        return Ok(RuleSet { pod_identity, ..RuleSet::guard_alone() });
     }
     let (ipv4, ipv6) = given_addresses(&command.redirect).ok_or_else(|| {
         Failure::new(
@@ -58,7 +59,7 @@ fn wanted(command: &RedirectCommand) -> anyhow::Result<RuleSet> {
     })?;
     let ipv6 = ipv6.map(|ip| SocketAddrV6::new(ip, command.port, 0, 0));
     let targets = Targets { ipv4: Some(SocketAddrV4::new(ipv4, command.port)), ipv6, direct: direct_connections(command) };
-    Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets) })
+    Ok(RuleSet { interfaces: command.redirect.interfaces.clone(), targets: Some(targets), pod_identity })
 }
 
 fn direct_connections(command: &RedirectCommand) -> DirectConnections {
@@ -120,12 +121,10 @@ async fn install_packet_rules(command: &RedirectCommand, rules: &RuleSet) -> any
         lines.extend(differences.iter().map(|difference| format!("{}: repaired: {difference}", backend.name())));
         lines.push(format!("{}: the rules are installed", backend.name()));
     }
-    if let Some(targets) = rules.targets {
-        match conntrack::forget_earlier(targets).await {
-            Ok(0) => {}
-            Ok(connections) => lines.push(format!("closed {connections} earlier connections of pods to the real metadata service")),
-            Err(error) => lines.push(format!("cannot close earlier connections; the guard rejects them: {}", error.with_advice())),
-        }
+    match conntrack::forget_earlier(rules).await {
+        Ok(0) => {}
+        Ok(connections) => lines.push(format!("closed {connections} earlier connections that did not lead to the daemon")),
+        Err(error) => lines.push(format!("cannot close earlier connections; the guard rejects them: {}", error.with_advice())),
     }
     lines.extend(backend.tidy().await.into_iter().map(|removed| format!("removed: {removed}")));
     lines.extend(install_programs(command, rules)?);
@@ -259,7 +258,6 @@ pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSe
     }
     let wanted = wanted_as_it_is(command, &observed);
     let differences = looked_at.differences(&wanted).await?;
-    let kept = foreign::kept_addresses(&wanted);
     let legacy_rules = legacy_rules::find()
         .await
         .map(|all| all.into_iter().map(|left| format!("{}: -A PREROUTING {}", left.program, left.rule)).collect());
@@ -269,7 +267,7 @@ pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSe
         differences,
         elsewhere,
         legacy_rules: legacy_rules.map_err(|error| chain(&error)),
-        foreign: foreign::find(&kept).await,
+        foreign: foreign::find(&wanted, looked_at.precedence().await?).await,
         routing: observe_routing(command.redirect.routing_rules).await,
         addresses: redirect::interface_addresses(),
         daemon: ownership::any().ok(),
@@ -331,7 +329,8 @@ fn wanted_as_it_is(command: &RedirectCommand, observed: &ObservedRules) -> RuleS
         targets.ipv6.iter_mut().for_each(|ipv6| ipv6.set_port(command.port));
         targets
     });
-    RuleSet { interfaces: if targets.is_some() { command.redirect.interfaces.clone() } else { Vec::new() }, targets }
+    let interfaces = if targets.is_some() { command.redirect.interfaces.clone() } else { Vec::new() };
+    RuleSet { interfaces, targets, pod_identity: command.redirect.pod_identity.clone() }
 }
 
 fn render(command: &RedirectCommand) -> anyhow::Result<String> {

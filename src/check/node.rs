@@ -66,14 +66,12 @@ pub(crate) fn leftovers(found: &Result<Vec<String>, String>) -> Vec<CheckItem> {
 /// Returns a check for each redirect of connections to the daemon by another program.
 pub(crate) fn redirects_of_daemon_connections(found: &[String]) -> Vec<CheckItem> {
     if found.is_empty() {
-        return vec![SECTION.ok("daemon-connections", "no other program redirects connections to the daemon's address and port")];
+        return vec![SECTION.ok("daemon-connections", "no other program redirects connections to the daemon")];
     }
     let warning = |redirect: &String| {
         SECTION
-            .warning("daemon-connections", format!("another program redirects connections to the daemon's address and port: {redirect}"))
-            .advise(
-                "delete the Service with the node's address and the app port, or what else redirects them; or choose another --app-port",
-            )
+            .warning("daemon-connections", format!("another program redirects connections to the daemon: {redirect}"))
+            .advise("delete the Service or host port that redirects them; for the app port, choose another --app-port; use nftables")
     };
     found.iter().map(warning).collect()
 }

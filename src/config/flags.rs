@@ -57,7 +57,8 @@ pub fn add_to_report(command: Command) -> Command {
 /// Adds those of `rolegate redirect`, and those of the daemon that it reads.
 pub fn add_to_redirect(command: Command) -> Command {
     let command = add(command, &[OF_REDIRECT, ("Packet rules", REDIRECT)]);
-    let shared = all().filter(|flag| SHARED_WITH_REDIRECT.contains(&flag.name));
+    // All flags of Pod Identity, because its rules depend on addresses that several of them determine.
+    let shared = all().filter(|flag| SHARED_WITH_REDIRECT.contains(&flag.name) || flag.name.starts_with("pod-identity"));
     shared.fold(command, |command, flag| command.arg(arg(flag, "Serving")))
 }
 

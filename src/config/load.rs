@@ -18,13 +18,14 @@ impl Config {
 
     /// Reads all of it. Mistakes and warnings are noted in the source, and the warnings are returned with the configuration.
     pub(super) fn read(source: &mut SettingSource<'_>) -> Self {
-        let redirect = read::redirect(source, RedirectBackend::None);
+        let (mut redirect, pod_identity) = (read::redirect(source, RedirectBackend::None), PodIdentityConfig::read(source));
+        redirect.pod_identity = pod_identity.iter().flat_map(PodIdentityConfig::listen_addresses).collect();
         let config = Self {
             pods: read::pods(source, &redirect),
             roles: read::roles(source),
             sessions: read::sessions(source),
             server: read::server(source),
-            pod_identity: PodIdentityConfig::read(source),
+            pod_identity,
             admin: read::admin(source),
             redirect,
             self_test: read::self_test(source),

@@ -3,7 +3,7 @@
 use clap::ArgMatches;
 
 use super::source::SettingSource;
-use super::{Config, ConfigError, DEFAULT_APP_PORT, RedirectBackend, RedirectConfig, read};
+use super::{Config, ConfigError, DEFAULT_APP_PORT, PodIdentityConfig, RedirectBackend, RedirectConfig, read};
 
 /// What is done with the packet rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,8 @@ impl RedirectCommand {
     /// Every mistake in them.
     pub(crate) fn from_source(action: Action, matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
-        let redirect = read::redirect(&mut source, RedirectBackend::Auto);
+        let mut redirect = read::redirect(&mut source, RedirectBackend::Auto);
+        redirect.pod_identity = PodIdentityConfig::read(&mut source).iter().flat_map(PodIdentityConfig::listen_addresses).collect();
         // A person or a hook gives them: what the daemon only warns of is a mistake here.
         for warning in source.take_warnings() {
             source.mistake(warning.text);

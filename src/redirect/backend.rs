@@ -7,6 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::changes::Changes;
 use super::conntrack;
+use super::foreign::Precedence;
 use super::iptables::Iptables;
 use super::nftables::{self, Nftables};
 use super::notifications::Watched;
@@ -67,6 +68,17 @@ impl SelectedBackend {
         }
     }
 
+    /// Returns which redirects of other programs come after rules of this backend.
+    ///
+    /// # Errors
+    /// If the flavour of `iptables` cannot be determined.
+    pub async fn precedence(&self) -> Result<Precedence, RedirectError> {
+        match self {
+            Self::Nftables(_) => Ok(Precedence::Nftables),
+            Self::Iptables(backend) => backend.own().await.map(Precedence::Iptables),
+        }
+    }
+
     /// Removes the rules that rolegate has in the other backend, once this backend's rules are installed, and describes what it
     /// removed. Failures are logged.
     pub async fn tidy(&self) -> Vec<String> {
@@ -102,7 +114,8 @@ impl SelectedBackend {
 fn sample(interfaces: &[InterfaceMatch]) -> RuleSet {
     let ipv4 = Some(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1));
     let ipv6 = Some(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 1, 0, 0));
-    RuleSet { interfaces: interfaces.to_vec(), targets: Some(Targets { ipv4, ipv6, direct: DirectConnections::Dropped }) }
+    let targets = Targets { ipv4, ipv6, direct: DirectConnections::Dropped };
+    RuleSet { interfaces: interfaces.to_vec(), targets: Some(targets), ..RuleSet::guard_alone() }
 }
 
 impl Backend for SelectedBackend {
@@ -203,8 +216,8 @@ impl ReconcilerEnvironment for System {
         }
     }
 
-    async fn forget(&mut self, targets: &Targets) -> Result<u64, RedirectError> {
-        conntrack::forget_earlier(*targets).await
+    async fn forget(&mut self, rules: &RuleSet) -> Result<u64, RedirectError> {
+        conntrack::forget_earlier(rules).await
     }
 
     fn claim(&mut self) {

@@ -1,5 +1,5 @@
-//! Ends connections to the metadata service that were opened before the rules were installed, and those to the daemon's address that
-//! another program redirected before the keep rules were installed.
+//! Ends connections to the metadata service that were opened before the rules were installed, and those to the daemon's
+//! addresses that another program redirected before the keep rules were installed.
 //!
 //! The kernel evaluates NAT rules for the first packet of a connection only and keeps the result in the connection table. A
 //! connection that was opened before a rule can therefore bypass it for days. The guard rejects the packets of such a
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::program::run;
-use super::rules::{DirectConnections, Family, Targets};
+use super::rules::{Family, RuleSet, Targets};
 use super::{RedirectError, interface_addresses};
 
 const CONNTRACK: &str = "conntrack";
@@ -54,12 +54,13 @@ struct ConntrackEntry {
 }
 
 /// Deletes the entries of pods' connections to the metadata service that do not lead to the daemon, and returns how many there
-/// were. Connections that lead to the daemon stay, and so do those of the node's own processes. If connections straight to the daemon
-/// must not be redirected, the entries of those that are redirected are deleted as well.
+/// were. Connections that lead to the daemon stay, and so do those of the node's own processes. Where connections straight to the daemon
+/// must not be redirected, the entries of those that are redirected are deleted as well. Without targets, nothing is deleted.
 ///
 /// # Errors
 /// If the program is missing, fails, or takes too long. The guard still rejects the packets of these connections.
-pub async fn forget_earlier(targets: Targets) -> Result<u64, RedirectError> {
+pub async fn forget_earlier(rules: &RuleSet) -> Result<u64, RedirectError> {
+    let Some(targets) = rules.targets else { return Ok(0) };
     let own: BTreeSet<_> = interface_addresses().into_iter().collect();
     let deadline = Instant::now() + DEADLINE;
     let mut forgotten = 0;
@@ -67,7 +68,7 @@ pub async fn forget_earlier(targets: Targets) -> Result<u64, RedirectError> {
         let metadata = family.metadata().to_string();
         let listed = conntrack(&["-L", "-f", name(family), "--orig-dst", &metadata], deadline, forgotten).await?;
         let mut found = earlier(&listed, targets, &own);
-        if let Some(daemon) = kept(targets, family) {
+        for daemon in rules.kept_addresses().into_iter().filter(|address| Family::of(address.ip()) == family) {
             let (ip, port) = (daemon.ip().to_string(), daemon.port().to_string());
             let arguments = ["-L", "-f", name(family), "-p", "tcp", "--orig-dst", &ip, "--orig-port-dst", &port];
             found.extend(redirected(&conntrack(&arguments, deadline, forgotten).await?, daemon));
@@ -90,15 +91,6 @@ fn earlier(listed: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> BTreeSet<E
         Earlier { protocol, source, destination: destination.ip(), answers: answers.ip(), opened_to: None, port }
     });
     earlier.collect()
-}
-
-/// Returns the daemon's address of a family, if connections straight to it must not be redirected.
-fn kept(targets: Targets, family: Family) -> Option<SocketAddr> {
-    let daemon = match family {
-        Family::V4 => targets.ipv4.map(SocketAddr::from),
-        Family::V6 => targets.ipv6.map(SocketAddr::from),
-    };
-    daemon.filter(|_| targets.direct == DirectConnections::Kept)
 }
 
 /// Returns the entries of a listing that were opened to the daemon and lead elsewhere.
@@ -175,6 +167,7 @@ async fn conntrack(arguments: &[&str], deadline: Instant, forgotten: u64) -> Res
 #[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
     use super::*;
+    use crate::redirect::rules::DirectConnections;
 
     const TARGETS: (&str, &str) = ("10.0.0.1:8181", "[fd00::1]:8181");
 
@@ -258,9 +251,6 @@ mod tests {
         let found: Vec<_> = redirected(&listed, daemon).into_iter().collect();
         let said = found.iter().map(|one| (one.source.to_string(), one.answers.to_string(), one.opened_to, one.port));
         assert_eq!(said.collect::<Vec<_>>(), [("10.1.0.2".to_owned(), "10.42.0.7".to_owned(), Some(8181), Some(8080))]);
-        // Only if they must not be redirected.
-        let kept_of = |direct| kept(Targets { direct, ..targets() }, Family::V4);
-        assert_eq!([DirectConnections::Kept, DirectConnections::Dropped].map(kept_of), [Some(daemon), None]);
     }
 
     #[test]

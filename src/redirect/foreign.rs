@@ -1,25 +1,26 @@
-//! Redirects by other programs of the node's own metadata requests and, where BPF programs send pods' connections straight to the
-//! daemon, of these connections.
+//! Redirects by other programs of the node's own metadata requests, of connections to the addresses of Pod Identity and, where BPF
+//! programs send pods' connections straight to the daemon, of these connections.
 //!
 //! Whoever answers the node's own requests can hand the daemon foreign credentials and a foreign account. A tenant can bring that
 //! about with a Service whose external IP is the metadata address: kube-proxy then redirects what the node's processes send there.
 //! With a Service at the daemon's address and port, he can likewise answer pods' requests that BPF programs send there.
 //! rolegate's pin and keep rules (see [`rules`](super::rules)) keep connections from being redirected by such rules where they come
 //! first. The redirects are reported all the same: they are an attack or a mistake, and not every one of them comes after ours.
+//! For addresses of Pod Identity, only those that do not come after ours are reported: a pod's host port applies to every address of the
+//! node, and that is neither.
 //!
 //! Four places are searched: the table `nat` of both flavours of iptables, the tables of nftables that have NAT, the virtual services
 //! of IPVS, and the addresses of interfaces. IPVS, kube-proxy's mode `ipvs`, needs no rules: it assigns the address to an interface
 //! (`kube-ipvs0`), and takes the packets that arrive for it. No packet rule prevents that.
 
-use std::net::SocketAddr;
-
 use tracing::debug;
 
 use self::destination::Destination;
+pub use self::destination::Precedence;
 use super::iptables::listing::IptablesListing;
 use super::iptables::program::{self, Flavour};
 use super::program::run;
-use super::rules::{DirectConnections, Family, LOOPBACK, RuleSet};
+use super::rules::{Family, LOOPBACK, RuleSet};
 use crate::advice::chain;
 use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6};
 
@@ -37,7 +38,7 @@ const NFT: &str = "nft";
 pub struct ForeignRedirects {
     /// Those of the node's own metadata requests.
     pub own_requests: Vec<String>,
-    /// Those of connections straight to the daemon.
+    /// Those of connections straight to the daemon, at its own address or at those of Pod Identity.
     pub to_daemon: Vec<String>,
 }
 
@@ -50,23 +51,20 @@ impl ForeignRedirects {
     fn of(&mut self, destination: Destination) -> &mut Vec<String> {
         match destination {
             Destination::Metadata(_) => &mut self.own_requests,
-            Destination::Daemon(_) => &mut self.to_daemon,
+            Destination::Daemon(_) | Destination::PodIdentity(..) => &mut self.to_daemon,
         }
     }
 }
 
-/// Returns the addresses to which connections must not be redirected by others: those of the daemon, if BPF programs send pods'
-/// connections straight there.
-pub fn kept_addresses(rules: &RuleSet) -> Vec<SocketAddr> {
-    let Some(targets) = rules.targets.filter(|targets| targets.direct == DirectConnections::Kept) else { return Vec::new() };
-    targets.ipv4.map(SocketAddr::from).into_iter().chain(targets.ipv6.map(SocketAddr::from)).collect()
-}
-
-/// Describes every redirect by another program of the node's own metadata requests, and of connections to these addresses of the
-/// daemon. Programs that are missing, or may not read rules, are skipped: they read what rolegate itself can read.
-pub async fn find(daemon: &[SocketAddr]) -> ForeignRedirects {
+/// Describes every redirect by another program of the node's own metadata requests, and of connections that these rules keep. Programs that
+/// are missing, or may not read rules, are skipped: they read what rolegate itself can read.
+pub async fn find(rules: &RuleSet, precedence: Precedence) -> ForeignRedirects {
     let metadata = Family::ALL.map(Destination::Metadata).into_iter();
-    let destinations: Vec<_> = metadata.chain(daemon.iter().copied().map(Destination::Daemon)).collect();
+    let kept = rules.kept_addresses().into_iter().map(|address| match rules.pod_identity.contains(&address) {
+        true => Destination::PodIdentity(address, precedence),
+        false => Destination::Daemon(address),
+    });
+    let destinations: Vec<_> = metadata.chain(kept).collect();
     let mut found = ForeignRedirects { own_requests: of_interfaces(), ..ForeignRedirects::default() };
     let services = tokio::fs::read_to_string(ipvs::FILE).await.unwrap_or_default();
     for destination in &destinations {
@@ -83,7 +81,9 @@ pub async fn find(daemon: &[SocketAddr]) -> ForeignRedirects {
                     if flavour == Flavour::Nft && listing.unreadable.is_empty() {
                         read_by_iptables.push(family);
                     }
-                    for destination in destinations.iter().filter(|destination| destination.family() == family) {
+                    let is_exposed =
+                        |destination: &&Destination| destination.family() == family && destination.is_exposed_to_iptables(flavour);
+                    for destination in destinations.iter().filter(is_exposed) {
                         let rules = iptables::redirects(&listing, *destination).into_iter();
                         found.of(*destination).extend(rules.map(|rule| format!("{program}: {rule}")));
                     }

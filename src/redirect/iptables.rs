@@ -29,7 +29,7 @@ pub use self::read::Iptables;
 use self::read::ReadScope;
 use super::observed::ObservedRules;
 use super::program::run;
-use super::rules::{Family, Hook, RuleSet};
+use super::rules::{DirectConnections, Family, Hook, RuleSet};
 use super::{Backend, RedirectError};
 use crate::advice::{Advise as _, chain};
 
@@ -43,6 +43,16 @@ mod text;
 
 /// How often the tables are written if other programs change them meanwhile.
 const ATTEMPTS: usize = 5;
+
+/// What rolegate has in the kernel for one family.
+struct ObservedFamily {
+    /// The hooks whose rules are whole.
+    whole: BTreeSet<Hook>,
+    /// Where requests are sent.
+    targets: BTreeSet<SocketAddr>,
+    /// The addresses of Pod Identity that the rules keep and close.
+    pod_identity: BTreeSet<SocketAddr>,
+}
 
 impl Iptables {
     async fn restore(&self, family: Family, text: &str) -> Result<(), RedirectError> {
@@ -117,19 +127,49 @@ impl Iptables {
         self.differences_of(rules, family, &present).await
     }
 
-    /// Returns the hooks whose rules for a family are whole, of those that do not depend on the rest of the rule set, and where
-    /// the family's requests are sent.
-    async fn standing_in(&self, family: Family) -> Result<(BTreeSet<Hook>, Vec<SocketAddr>), RedirectError> {
+    /// Returns the rules of a family that are whole, of those that do not depend on the rest of the rule set, and where the family's
+    /// requests are sent.
+    async fn standing_in(&self, family: Family) -> Result<ObservedFamily, RedirectError> {
         let present = self.list(family, ReadScope::Ours).await?;
-        let mut whole = BTreeSet::new();
+        let place = |hook| ChainPosition::of(hook, present.backstop);
+        let targets: BTreeSet<_> = present.targets(place(Hook::Redirect)).collect();
+        let kept: BTreeSet<_> = present.kept(place(Hook::KeepOutgoing)).collect();
+        let alone = RuleSet::guard_alone();
+        let with_pod_identity = RuleSet { pod_identity: kept.difference(&targets).copied().collect(), ..RuleSet::guard_alone() };
+        // With `--redirect=bpf`, connections to the daemon's own address are kept as well.
+        let of_daemon = ObservedRules { targets: kept.intersection(&targets).copied().collect(), ..ObservedRules::default() };
+        let with_all = RuleSet { targets: of_daemon.as_targets(DirectConnections::Kept), ..with_pod_identity.clone() };
+        let mut found = ObservedFamily { whole: BTreeSet::new(), targets, pod_identity: BTreeSet::new() };
         for hook in [Hook::Guard, Hook::Backstop, Hook::Exit, Hook::Pin] {
-            let wanted = Chain::wanted(&RuleSet::guard_alone(), hook, family, present.backstop);
-            if self.ask_about(family, present.differences(&wanted)).await?.is_empty() {
-                whole.insert(hook);
+            let wanted = [&with_pod_identity, &alone].map(|rules| Chain::wanted(rules, hook, family, present.backstop));
+            if self.has_any(family, &present, &wanted).await? {
+                found.whole.insert(hook);
             }
         }
-        let targets = present.targets(ChainPosition::of(Hook::Redirect, present.backstop)).collect();
-        Ok((whole, targets))
+        let mut is_closed = true;
+        for (hook, rules) in [
+            (Hook::Guard, &with_pod_identity),
+            (Hook::Backstop, &with_pod_identity),
+            (Hook::Exit, &with_pod_identity),
+            (Hook::KeepIncoming, &with_all),
+            (Hook::KeepOutgoing, &with_all),
+        ] {
+            is_closed = is_closed && self.has_any(family, &present, &[Chain::wanted(rules, hook, family, present.backstop)]).await?;
+        }
+        if is_closed {
+            found.pod_identity = with_pod_identity.pod_identity;
+        }
+        Ok(found)
+    }
+
+    /// Returns whether one of these chains is as it is wanted.
+    async fn has_any(&self, family: Family, present: &IptablesListing, wanted: &[Chain]) -> Result<bool, RedirectError> {
+        for chain in wanted {
+            if self.ask_about(family, present.differences(chain)).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Logs once what a backstop ahead of the guard means for pods.
@@ -221,13 +261,14 @@ impl Backend for Iptables {
 
     async fn observed(&self) -> Result<ObservedRules, RedirectError> {
         // A family that the kernel does not have needs no rules.
-        let mut observed = ObservedRules::guarding(Family::ALL);
+        let absent = Family::ALL.into_iter().filter(|family| !self.families().contains(family)).collect();
+        let mut observed = ObservedRules { absent, ..ObservedRules::guarding(Family::ALL) };
         let mut failures = Vec::new();
         for family in self.families() {
             match self.standing_in(*family).await.map_err(|error| of_family(*family, error)) {
-                Ok((whole, targets)) => {
+                Ok(found) => {
                     observed.forget(*family);
-                    let has = |hook| whole.contains(&hook);
+                    let has = |hook| found.whole.contains(&hook);
                     // Either of the two closes the family.
                     if has(Hook::Guard) || has(Hook::Backstop) {
                         observed.guards.insert(*family);
@@ -237,7 +278,8 @@ impl Backend for Iptables {
                     }
                     observed.exits.extend(has(Hook::Exit).then_some(*family));
                     observed.pins.extend(has(Hook::Pin).then_some(*family));
-                    observed.targets.extend(targets);
+                    observed.targets.extend(found.targets);
+                    observed.pod_identity.extend(found.pod_identity);
                 }
                 Err(error) => {
                     observed.forget(*family);

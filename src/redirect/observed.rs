@@ -18,6 +18,10 @@ pub struct ObservedRules {
     pub pins: BTreeSet<Family>,
     /// The addresses that requests are sent to.
     pub targets: BTreeSet<SocketAddr>,
+    /// The addresses of Pod Identity that other programs cannot redirect, and to which no packet leaves the node.
+    pub pod_identity: BTreeSet<SocketAddr>,
+    /// The families that the kernel does not have, which need no rules.
+    pub absent: BTreeSet<Family>,
 }
 
 impl ObservedRules {
@@ -33,7 +37,13 @@ impl ObservedRules {
         self.is_guarded_but_for(&[])
     }
 
-    /// Returns whether that is so for all families but the unknown ones.
+    /// Returns whether the node is guarded, and these addresses of Pod Identity are.
+    pub fn is_guarded_with(&self, pod_identity: &BTreeSet<SocketAddr>) -> bool {
+        let is_guarded = |address: &SocketAddr| self.pod_identity.contains(address) || self.absent.contains(&Family::of(address.ip()));
+        self.is_guarded() && pod_identity.iter().all(is_guarded)
+    }
+
+    /// Returns whether the node is guarded, but for the unknown families.
     pub fn is_guarded_but_for(&self, unknown: &[Family]) -> bool {
         let is_guarded = |family: &Family| {
             let has = |families: &BTreeSet<Family>| families.contains(family);
@@ -60,5 +70,22 @@ impl ObservedRules {
             SocketAddr::V6(ipv6) => Some(*ipv6),
         });
         (ipv4.is_some() || ipv6.is_some()).then_some(Targets { ipv4, ipv6, direct })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_that_the_kernel_does_not_have_needs_no_rules_for_pod_identity() {
+        let [ipv4, ipv6] = ["169.254.170.23:80", "[fd00:ec2::23]:80"].map(|text| text.parse::<SocketAddr>().unwrap());
+        let observed = ObservedRules { pod_identity: [ipv4].into(), ..ObservedRules::guarding(Family::ALL) };
+        assert!(observed.is_guarded_with(&[ipv4].into()) && !observed.is_guarded_with(&[ipv4, ipv6].into()));
+        let without_ipv6 = ObservedRules { absent: [Family::V6].into(), ..observed.clone() };
+        assert!(without_ipv6.is_guarded_with(&[ipv4, ipv6].into()));
+        let open = ObservedRules { guards: [Family::V6].into(), ..observed };
+        assert!(!open.is_guarded_with(&[ipv4].into()));
     }
 }

@@ -10,6 +10,8 @@
 //! rules alone only if they are complete, lead to another daemon, and stand behind a guard; or if the later daemon restores
 //! them itself. A later daemon that hangs therefore does not prevent repairs.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,15 +37,15 @@ const FAILURES: u32 = 3;
 /// The name of the readiness step that is pending while the rules are wrong.
 const STEP: &str = "the repair of the packet rules";
 /// The difference that is reported if the guard is missing.
-const NO_GUARD: &str = "the guard rules are missing, or other rules come before them";
+const NO_GUARD: &str = "the guard rules, or those for Pod Identity, are missing, or other rules come before them";
 
 /// What the reconciler needs besides the backend.
 pub trait ReconcilerEnvironment: Send {
     /// Returns when a process has changed packet rules; never, if changes are not reported. Cancel safe.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Ends pods' connections to the metadata address that are older than the rules, and returns how many there were.
-    fn forget(&mut self, targets: &Targets) -> impl Future<Output = Result<u64, RedirectError>> + Send;
+    /// Ends pods' connections that are older than the rules and do not lead where the rules send them, and returns how many there were.
+    fn forget(&mut self, rules: &RuleSet) -> impl Future<Output = Result<u64, RedirectError>> + Send;
 
     /// Announces to the other daemons of this node that this daemon owns the rules. Called once the rules are installed.
     fn claim(&mut self);
@@ -81,6 +83,8 @@ pub struct Like {
     pub interfaces: Vec<InterfaceMatch>,
     /// What happens to connections straight to the app port.
     pub direct: DirectConnections,
+    /// The addresses of Pod Identity, of which the rules are placed together with the guard.
+    pub pod_identity: BTreeSet<SocketAddr>,
     /// How often the rules are compared.
     pub interval: Duration,
 }
@@ -88,9 +92,9 @@ pub struct Like {
 /// The rules that are to be installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum WantedRules {
-    /// At least the guard, and the rules that are already there. A repair uses these settings: which interfaces are redirected,
-    /// and what happens to connections straight to the app port.
-    Guard { interfaces: Vec<InterfaceMatch>, direct: DirectConnections },
+    /// At least the guard and the rules of Pod Identity, and the rules that are already there. A repair uses these settings: which
+    /// interfaces are redirected, and what happens to connections straight to the app port.
+    Guard { interfaces: Vec<InterfaceMatch>, direct: DirectConnections, pod_identity: BTreeSet<SocketAddr> },
     /// Exactly these rules.
     Exactly(RuleSet),
 }
@@ -119,14 +123,14 @@ enum RulesComparison {
 impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     /// Creates a reconciler that wants the guard at first, on a node that may already have such rules.
     pub fn new(backend: Arc<B>, environment: S, like: Like, metrics: Metrics, readiness: Readiness) -> Self {
-        let Like { interfaces, direct, interval } = like;
+        let Like { interfaces, direct, pod_identity, interval } = like;
         Self {
             backend,
             environment,
             interval,
             metrics,
             readiness,
-            wanted: WantedRules::Guard { interfaces, direct },
+            wanted: WantedRules::Guard { interfaces, direct, pod_identity },
             state: RulesState::AsWanted,
             waiting: None,
             failures: 0,
@@ -143,7 +147,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     pub async fn guard(&mut self) -> Result<(), RedirectError> {
         let backend = self.backend.name();
         match self.backend.observed().await {
-            Ok(observed) if observed.is_guarded() => {
+            Ok(observed) if observed.is_guarded_with(self.pod_identity()) => {
                 info!(
                     event = "guard-in-place",
                     backend,
@@ -154,7 +158,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             }
             Ok(observed) => self.backend.install(&self.repair(&observed)).await?,
             // One family may be open, so the guard is installed all the same.
-            Err(_) => self.backend.install(&RuleSet::guard_alone()).await?,
+            Err(_) => self.backend.install(&self.repair(&ObservedRules::default())).await?,
         }
         info!(
             event = "guard-in-place",
@@ -283,9 +287,9 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     async fn compare(&mut self) -> Result<RulesComparison, RedirectError> {
         self.heard = false;
         let rules = match &self.wanted {
-            WantedRules::Guard { .. } => {
+            WantedRules::Guard { pod_identity, .. } => {
                 let observed = self.backend.observed().await?;
-                return Ok(if observed.is_guarded() {
+                return Ok(if observed.is_guarded_with(pod_identity) {
                     RulesComparison::AsWanted
                 } else {
                     RulesComparison::Different(vec![NO_GUARD.to_owned()], self.repair(&observed))
@@ -315,7 +319,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         match (observed.is_guarded(), theirs) {
             // The guard is restored, and the redirect that serves pods stays.
             (false, Some(_)) => Ok(RulesComparison::Different(differences, self.repair(&observed))),
-            (true, Some(theirs)) if self.are_whole(&rules, theirs).await? => Ok(RulesComparison::AnotherDaemons(differences)),
+            (true, Some(theirs)) if self.are_whole(&rules, theirs, &observed).await? => Ok(RulesComparison::AnotherDaemons(differences)),
             (true, _) if !observed.targets.is_empty() && self.came_back(&differences) => Ok(RulesComparison::AnotherDaemons(differences)),
             _ => {
                 self.taken_back = Some((differences.clone(), Instant::now()));
@@ -325,9 +329,13 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     }
 
     /// Returns whether the installed rules with these targets are complete.
-    async fn are_whole(&self, rules: &RuleSet, targets: Targets) -> Result<bool, RedirectError> {
+    async fn are_whole(&self, rules: &RuleSet, targets: Targets, observed: &ObservedRules) -> Result<bool, RedirectError> {
         for direct in [DirectConnections::Dropped, DirectConnections::Accepted, DirectConnections::Kept] {
-            let theirs = RuleSet { interfaces: rules.interfaces.clone(), targets: Some(Targets { direct, ..targets }) };
+            let theirs = RuleSet {
+                interfaces: rules.interfaces.clone(),
+                targets: Some(Targets { direct, ..targets }),
+                pod_identity: observed.pod_identity.clone(),
+            };
             if self.backend.differences(&theirs).await?.is_empty() {
                 return Ok(true);
             }
@@ -342,14 +350,22 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         taken_back.map(|(_, at)| *at = now).is_some()
     }
 
-    /// Returns the guard together with the redirect that already serves pods.
+    /// Returns the guard together with the redirect that already serves pods, and the rules of Pod Identity: those that are wanted, and
+    /// those of another daemon.
     fn repair(&self, observed: &ObservedRules) -> RuleSet {
         let (interfaces, direct) = match &self.wanted {
-            WantedRules::Guard { interfaces, direct } => (interfaces, *direct),
+            WantedRules::Guard { interfaces, direct, .. } => (interfaces, *direct),
             WantedRules::Exactly(rules) => (&rules.interfaces, rules.targets.map_or(DirectConnections::Accepted, |targets| targets.direct)),
         };
         let targets = observed.as_targets(direct);
-        RuleSet { interfaces: if targets.is_some() { interfaces.clone() } else { Vec::new() }, targets }
+        let interfaces = if targets.is_some() { interfaces.clone() } else { Vec::new() };
+        RuleSet { interfaces, targets, pod_identity: self.pod_identity().union(&observed.pod_identity).copied().collect() }
+    }
+
+    fn pod_identity(&self) -> &BTreeSet<SocketAddr> {
+        match &self.wanted {
+            WantedRules::Guard { pod_identity, .. } | WantedRules::Exactly(RuleSet { pod_identity, .. }) => pod_identity,
+        }
     }
 
     /// Returns whether these rules include everything that is wanted.
@@ -361,8 +377,8 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     }
 
     async fn forget(&mut self) {
-        let WantedRules::Exactly(RuleSet { targets: Some(targets), .. }) = &self.wanted else { return };
-        match self.environment.forget(targets).await {
+        let WantedRules::Exactly(rules) = &self.wanted else { return };
+        match self.environment.forget(rules).await {
             Ok(0) => {}
             Ok(connections) => {
                 self.metrics.redirect_forgot(connections);
@@ -375,7 +391,8 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 event = "earlier-connections-not-closed",
                 error = chain(&error),
                 advice = error.advice().as_deref(),
-                "cannot close connections that were open before the packet rules; the guard rejects their packets"
+                "cannot close connections that were open before the packet rules; the guard rejects packets to the real metadata service, but \
+                 connections to the daemon that another program redirected stay open"
             ),
         }
     }

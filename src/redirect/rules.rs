@@ -17,12 +17,19 @@
 //! - **pin**, where the node's own processes open connections: TCP to a metadata address keeps its destination, whatever another
 //!   program's rules say. A Service whose external IP is the metadata address would otherwise redirect the daemon's own
 //!   requests to a pod;
-//! - **keep**, where packets enter the node and where its own processes open connections, and only if BPF programs send pods'
-//!   connections straight to the daemon: TCP to the daemon's address and port keeps its destination, whatever another program's
-//!   rules say. A Service with this address and port would otherwise take pods' requests.
+//! - **keep**, where packets enter the node and where its own processes open connections: TCP straight to the daemon keeps its
+//!   destination, whatever another program's rules say. A Service or a host port with this address and port would otherwise take
+//!   pods' requests. That applies to the daemon's address and port if BPF programs send pods' connections there, and to the
+//!   addresses of Pod Identity.
 //!
-//! Packets of the node's own processes pass the exit, the pin and the keep rules unchanged, and meet no other of these rules.
+//! The addresses of Pod Identity belong to this node. Nothing that is sent to them may leave it, for example while such an address is
+//! missing: the guard and the backstop apply to them as to the metadata address, and the exit drops every packet to them that leaves the
+//! node, whatever its source. The rule direct closes them to interfaces without pods, as far as these are known.
+//!
+//! Packets of the node's own processes pass the exit, the pin and the keep rules unchanged, unless they leave the node for an address of
+//! Pod Identity, and meet no other of these rules.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use crate::config::InterfaceMatch;
@@ -39,6 +46,9 @@ pub struct RuleSet {
     pub interfaces: Vec<InterfaceMatch>,
     /// Where requests are sent. `None` means the guard alone: pods' requests are rejected.
     pub targets: Option<Targets>,
+    /// The addresses at which the daemon serves Pod Identity. Empty without it: the rules then ignore these addresses, which another
+    /// program of the node may serve.
+    pub pod_identity: BTreeSet<SocketAddr>,
 }
 
 /// The addresses that requests are sent to.
@@ -120,6 +130,8 @@ pub enum Match {
     NotOpenedTo(IpAddr),
     /// No interface of the node has the packet's source address.
     NotFromNode,
+    /// The packet does not leave through the node's own loopback interface.
+    NotOverLoopback,
 }
 
 /// What happens to a packet.
@@ -143,6 +155,11 @@ pub enum PacketVerdict {
 impl Family {
     /// Both families.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Returns the family of an address.
+    pub const fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
 
     /// Returns the metadata service's address in this family.
     pub const fn metadata(self) -> IpAddr {
@@ -170,17 +187,44 @@ impl Targets {
 impl RuleSet {
     /// Returns the rules that apply before the targets are known, and while no daemon is to serve requests.
     pub const fn guard_alone() -> Self {
-        Self { interfaces: Vec::new(), targets: None }
+        Self { interfaces: Vec::new(), targets: None, pod_identity: BTreeSet::new() }
+    }
+
+    /// Returns the addresses to which connections must not be redirected by others: those of the daemon, if BPF programs send pods'
+    /// connections straight there, and those of Pod Identity.
+    pub fn kept_addresses(&self) -> Vec<SocketAddr> {
+        Family::ALL.into_iter().filter_map(|family| self.kept_target(family)).chain(self.pod_identity.iter().copied()).collect()
+    }
+
+    /// Returns the daemon's address of a family, if BPF programs send pods' connections straight there.
+    fn kept_target(&self, family: Family) -> Option<SocketAddr> {
+        let is_kept = self.targets.is_some_and(|targets| targets.direct == DirectConnections::Kept);
+        self.target(family).filter(|_| is_kept)
+    }
+
+    /// Returns the addresses of Pod Identity of a family that the daemon assigns to the node. The kernel itself forwards nothing to
+    /// loopback addresses.
+    fn assigned(&self, family: Family) -> BTreeSet<IpAddr> {
+        let of_family = self.pod_identity.iter().map(SocketAddr::ip).filter(|ip| Family::of(*ip) == family);
+        of_family.filter(|ip| !ip.is_loopback()).collect()
+    }
+
+    /// Returns the addresses to which a family's packets must not be forwarded: that of the metadata service first.
+    pub(super) fn guarded(&self, family: Family) -> Vec<IpAddr> {
+        std::iter::once(family.metadata()).chain(self.assigned(family)).collect()
     }
 
     /// Returns the rules of a hook for a family, in their order.
     pub fn rules(&self, hook: Hook, family: Family) -> Vec<Rule> {
         match hook {
             Hook::Redirect => self.redirect(family),
-            Hook::Guard => guard(family),
-            Hook::Backstop => vec![Rule { family, matches: vec![Match::To(family.metadata())], verdict: PacketVerdict::Drop }],
+            Hook::Guard => self.guarded(family).into_iter().flat_map(|ip| guard(family, ip)).collect(),
+            Hook::Backstop => {
+                let drop = |ip| Rule { family, matches: vec![Match::To(ip)], verdict: PacketVerdict::Drop };
+                self.guarded(family).into_iter().map(drop).collect()
+            }
             Hook::Direct => self.direct(family),
-            Hook::Exit => vec![exit(family)],
+            Hook::Exit => self.exit(family),
             Hook::Pin => vec![pin(family)],
             Hook::KeepIncoming | Hook::KeepOutgoing => self.keep(family),
         }
@@ -213,34 +257,69 @@ impl RuleSet {
     }
 
     fn direct(&self, family: Family) -> Vec<Rule> {
-        let Some(targets) = self.targets.filter(|targets| targets.direct == DirectConnections::Dropped) else { return Vec::new() };
-        // The port is the same for both families and open in both, whatever is redirected.
-        let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };
-        let matches = vec![Match::Interface(not_loopback), Match::TcpPort(targets.port()), Match::NotOpenedTo(family.metadata())];
-        vec![Rule { family, matches, verdict: PacketVerdict::Drop }]
+        let mut rules = Vec::new();
+        if let Some(targets) = self.targets.filter(|targets| targets.direct == DirectConnections::Dropped) {
+            // The port is the same for both families and open in both, whatever is redirected.
+            let matches = vec![not_loopback(), Match::TcpPort(targets.port()), Match::NotOpenedTo(family.metadata())];
+            rules.push(Rule { family, matches, verdict: PacketVerdict::Drop });
+        }
+        let of_family = self.pod_identity.iter().filter(|address| Family::of(address.ip()) == family);
+        rules.extend(of_family.flat_map(|address| self.closed_to_others(family, *address)));
+        rules
+    }
+
+    /// Returns the rules that close an address of Pod Identity to interfaces that have no pods. A loopback address is closed to all of
+    /// them: with `route_localnet`, which kube-proxy turns on, the kernel delivers packets from other machines to it.
+    fn closed_to_others(&self, family: Family, address: SocketAddr) -> Vec<Rule> {
+        let rule = |interface: Match, verdict| Rule {
+            family,
+            matches: vec![interface, Match::To(address.ip()), Match::TcpPort(address.port())],
+            verdict,
+        };
+        if address.ip().is_loopback() {
+            return vec![rule(not_loopback(), PacketVerdict::Drop)];
+        }
+        let (without, with): (Vec<_>, Vec<_>) = self.interfaces.iter().partition(|interface| interface.negated);
+        let plain = |interface: &InterfaceMatch| Match::Interface(InterfaceMatch { name: interface.name.clone(), negated: false });
+        let mut rules: Vec<_> = without.into_iter().map(|interface| rule(plain(interface), PacketVerdict::Drop)).collect();
+        if !with.is_empty() {
+            rules.extend(with.into_iter().map(|interface| rule(plain(interface), PacketVerdict::Return)));
+            rules.push(rule(not_loopback(), PacketVerdict::Drop));
+        }
+        rules
+    }
+
+    /// A process of the node that sends a pod's packet onward does so with the pod's address, so the source address tells whose packet
+    /// it is. That is true only before source NAT, which gives pods' packets an address of the node: backends apply this rule ahead
+    /// of it. Applied once more after it, the rule would only judge what another program chose as the source.
+    fn exit(&self, family: Family) -> Vec<Rule> {
+        let rule = |ip, one| Rule { family, matches: vec![Match::To(ip), one], verdict: PacketVerdict::Drop };
+        let metadata = rule(family.metadata(), Match::NotFromNode);
+        std::iter::once(metadata).chain(self.assigned(family).into_iter().map(|ip| rule(ip, Match::NotOverLoopback))).collect()
     }
 
     fn keep(&self, family: Family) -> Vec<Rule> {
-        let is_kept = self.targets.is_some_and(|targets| targets.direct == DirectConnections::Kept);
-        let Some(target) = self.target(family).filter(|_| is_kept) else { return Vec::new() };
-        let matches = vec![Match::To(target.ip()), Match::TcpPort(target.port())];
-        vec![Rule { family, matches, verdict: PacketVerdict::Keep(target.ip()) }]
+        let of_family = self.pod_identity.iter().copied().filter(|address| Family::of(address.ip()) == family);
+        let kept = self.kept_target(family).into_iter().chain(of_family);
+        let keep = |address: SocketAddr| {
+            let matches = vec![Match::To(address.ip()), Match::TcpPort(address.port())];
+            Rule { family, matches, verdict: PacketVerdict::Keep(address.ip()) }
+        };
+        kept.map(keep).collect()
     }
 }
 
-fn guard(family: Family) -> Vec<Rule> {
-    let to = Match::To(family.metadata());
-    vec![
+fn guard(family: Family, ip: IpAddr) -> [Rule; 2] {
+    let to = Match::To(ip);
+    [
         Rule { family, matches: vec![to.clone(), Match::Tcp], verdict: PacketVerdict::Reset },
         Rule { family, matches: vec![to], verdict: PacketVerdict::Reject },
     ]
 }
 
-/// A process of the node that sends a pod's packet onward does so with the pod's address, so the source address tells whose packet
-/// it is. That is true only before source NAT, which gives pods' packets an address of the node: backends apply this rule ahead
-/// of it. Applied once more after it, the rule would only judge what another program chose as the source.
-fn exit(family: Family) -> Rule {
-    Rule { family, matches: vec![Match::To(family.metadata()), Match::NotFromNode], verdict: PacketVerdict::Drop }
+/// Returns the match on packets that arrive on another interface than the node's own loopback.
+pub(super) fn not_loopback() -> Match {
+    Match::Interface(InterfaceMatch { name: LOOPBACK.to_owned(), negated: true })
 }
 
 fn pin(family: Family) -> Rule {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::foreign::{ForeignRedirects, kept_addresses};
+use super::foreign::ForeignRedirects;
 use super::observed::ObservedRules;
 use super::rules::{Family, RuleSet};
 
@@ -86,7 +86,7 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
     }
     lines.extend(seen.differences.iter().map(|difference| format!("differs ({}): {difference}", seen.backend)));
     if seen.differences.is_empty() {
-        lines.extend(kept_addresses(wanted).iter().map(|daemon| format!("{daemon}: connections are pinned to the daemon")));
+        lines.extend(wanted.kept_addresses().iter().map(|daemon| format!("{daemon}: connections are pinned to the daemon")));
     }
     as_wanted &= tell_routing(&seen.routing, &mut lines);
     match &seen.elsewhere {
@@ -205,7 +205,8 @@ fn parts(observed: &ObservedRules) -> String {
     };
     let parts = [("guard", &observed.guards), ("exit", &observed.exits), ("pin", &observed.pins)];
     let parts = parts.into_iter().flat_map(|(what, families)| of_families(what, families));
-    parts.chain(observed.targets.iter().map(|target| format!("a redirect to {target}"))).collect::<Vec<_>>().join(", ")
+    let parts = parts.chain(observed.targets.iter().map(|target| format!("a redirect to {target}")));
+    parts.chain(observed.pod_identity.iter().map(|address| format!("the rules for {address}"))).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -216,7 +217,7 @@ mod tests {
 
     fn full() -> RuleSet {
         let targets = Targets { ipv4: "10.0.0.1:8181".parse().ok(), ipv6: None, direct: DirectConnections::Dropped };
-        RuleSet { interfaces: Vec::new(), targets: Some(targets) }
+        RuleSet { targets: Some(targets), ..RuleSet::guard_alone() }
     }
 
     fn seen() -> NodeObservation {

@@ -26,7 +26,7 @@ const CLIENTS_OF_POD: usize = 3;
 const SERVED: usize = 20;
 
 /// Returns the path of a file in the repository.
-fn shipped(name: &str) -> PathBuf {
+pub(crate) fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("iptables").join(name)
 }
 

@@ -5,11 +5,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rolegate::advice::Advise as _;
+use rolegate::config::InterfaceMatch;
 use rolegate::redirect::iptables::Iptables;
 use rolegate::redirect::iptables::program::Flavour;
 use rolegate::redirect::rules::{DirectConnections, RuleSet, Targets};
 use rolegate::redirect::{Backend as _, RedirectError, legacy_rules};
 use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, programs_or_skip};
+
+use crate::redirects::with_pod_identity;
 
 const FLAVOURS: [(Flavour, &str); 2] = [(Flavour::Nft, "nft"), (Flavour::Legacy, "legacy")];
 
@@ -27,7 +30,7 @@ fn rules() -> RuleSet {
 
 fn rules_with(direct: DirectConnections) -> RuleSet {
     let targets = Targets { ipv4: format!("{NODE_IP}:8181").parse().ok(), ipv6: format!("[{NODE_IP6}]:8181").parse().ok(), direct };
-    RuleSet { interfaces: Vec::new(), targets: Some(targets) }
+    RuleSet { targets: Some(targets), ..RuleSet::guard_alone() }
 }
 
 /// Runs the backend's work inside the namespace.
@@ -82,6 +85,38 @@ fn installing_twice_changes_nothing_and_removing_leaves_nothing() {
         let after: Vec<_> = saved(node.ns(), name).into_iter().filter(|line| line.starts_with("-A") || line.contains("ROLEGATE")).collect();
         assert_eq!(after, before);
         assert_eq!(remove(node.ns(), flavour), [""; 0]);
+    }
+}
+
+#[test]
+fn rules_of_pod_identity_are_observed() {
+    let Some(node) = node() else { return };
+    for (flavour, _) in FLAVOURS {
+        let interfaces = [("eth0", true), ("cni+", false)].map(|(name, negated)| InterfaceMatch { name: name.to_owned(), negated });
+        let all = [
+            RuleSet::guard_alone(),
+            with_pod_identity(RuleSet::guard_alone()),
+            with_pod_identity(rules()),
+            with_pod_identity(rules_with(DirectConnections::Kept)),
+            rules_with(DirectConnections::Kept),
+            with_pod_identity(RuleSet { interfaces: interfaces.into(), ..rules() }),
+            rules(),
+        ];
+        for rules in all {
+            install(node.ns(), flavour, rules.clone());
+            assert_eq!(differences(node.ns(), flavour, rules.clone()), [""; 0], "{rules:?}");
+            let observed = inside(node.ns(), move || async move { Iptables::default().with_flavour(flavour).observed().await }).unwrap();
+            assert_eq!(observed.pod_identity, rules.pod_identity, "{rules:?}");
+            assert!(observed.is_guarded_with(&rules.pod_identity), "{rules:?}");
+        }
+        // Without one of the rules of a family.
+        install(node.ns(), flavour, with_pod_identity(rules()));
+        let name = if flavour == Flavour::Nft { "nft" } else { "legacy" };
+        node.ns().sh(&format!("iptables-{name} -w 30 -t mangle -D ROLEGATE-EXIT 2")).unwrap();
+        let observed = inside(node.ns(), move || async move { Iptables::default().with_flavour(flavour).observed().await }).unwrap();
+        let of_ipv6 = with_pod_identity(rules()).pod_identity.into_iter().filter(|address| address.is_ipv6());
+        assert_eq!(observed.pod_identity, of_ipv6.collect(), "{name}");
+        remove(node.ns(), flavour);
     }
 }
 

@@ -58,6 +58,11 @@ impl Kind {
         self.programs.path().to_str().unwrap()
     }
 
+    /// Adds another program.
+    pub(crate) fn add_program(&self, name: &str) {
+        symlink(find_program(name).unwrap(), self.programs.path().join(name)).unwrap();
+    }
+
     /// Returns the set-up of a daemon with this backend and these programs, for both families.
     pub(crate) fn setup(&self, bed: &Bed) -> Setup {
         let setup = bed.setup_with_ip().argument(format!("--host-ip={NODE_IP6}")).argument(format!("--redirect={}", self.backend));

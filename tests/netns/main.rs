@@ -27,6 +27,8 @@ mod node_address;
 mod overlap;
 mod own_requests;
 mod pod_identity;
+mod pod_identity_rules;
+mod redirects;
 mod routing;
 mod selftest;
 mod upstream;

@@ -15,7 +15,7 @@ use crate::kinds::Kind;
 const DROP_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Adds another node behind an uplink of this one, which is not a pod of this node in the Kubernetes API.
-fn neighbour(bed: &Bed) -> PodNs {
+pub(crate) fn neighbour(bed: &Bed) -> PodNs {
     bed.node.add_pod_with(PodOptions { name: "neighbour", interface_prefix: "uplink", ..PodOptions::default() }).unwrap()
 }
 

@@ -6,12 +6,14 @@ use std::time::Duration;
 use rolegate::config::InterfaceMatch;
 use rolegate::redirect::changes::Changes;
 use rolegate::redirect::nftables::Nftables;
+use rolegate::redirect::observed::ObservedRules;
 use rolegate::redirect::rules::{DirectConnections, RuleSet, Targets};
 use rolegate::redirect::{Backend as _, RedirectError};
 use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns, Node, available_or_skip, programs_or_skip};
 use tokio::time::timeout;
 
 use crate::bed::PATIENCE;
+use crate::redirects::with_pod_identity;
 
 mod packets;
 
@@ -36,7 +38,8 @@ fn interface(name: &str, negated: bool) -> InterfaceMatch {
 /// Returns the whole rule set, with both addresses of the node.
 fn whole() -> RuleSet {
     let (ipv4, ipv6) = (Some(SocketAddrV4::new(NODE_IP, PORT)), SocketAddrV6::new(NODE_IP6, PORT, 0, 0));
-    RuleSet { interfaces: Vec::new(), targets: Some(Targets { ipv4, ipv6: Some(ipv6), direct: DirectConnections::Dropped }) }
+    let targets = Targets { ipv4, ipv6: Some(ipv6), direct: DirectConnections::Dropped };
+    RuleSet { targets: Some(targets), ..RuleSet::guard_alone() }
 }
 
 /// Returns the rules for these interfaces.
@@ -60,6 +63,10 @@ fn differences(node: &Node, rules: &RuleSet) -> Vec<String> {
     inside(node.ns(), move || async move { Nftables::default().differences(&rules).await }).unwrap()
 }
 
+fn observed(node: &Node) -> ObservedRules {
+    inside(node.ns(), move || async move { Nftables::default().observed().await }).unwrap()
+}
+
 fn nft(node: &Node, commands: &str) {
     node.ns().sh(&format!("nft -f - <<'END'\n{commands}\nEND")).unwrap();
 }
@@ -69,12 +76,14 @@ fn the_shipped_files_load_twice_and_match_the_daemon() {
     let Some(node) = node() else { return };
     let serving = |direct| {
         let targets = Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: "[2001:db8::1]:8181".parse().ok(), direct };
-        RuleSet { interfaces: Vec::new(), targets: Some(targets) }
+        RuleSet { targets: Some(targets), ..RuleSet::guard_alone() }
     };
     for (file, rules) in [
         ("guard.nft", RuleSet::guard_alone()),
         ("rolegate.nft", serving(DirectConnections::Dropped)),
         ("rolegate-bpf.nft", serving(DirectConnections::Kept)),
+        ("guard-pod-identity.nft", with_pod_identity(RuleSet::guard_alone())),
+        ("rolegate-pod-identity.nft", with_pod_identity(serving(DirectConnections::Dropped))),
     ] {
         let path = format!("{}/iptables/{file}", env!("CARGO_MANIFEST_DIR"));
         let listed = [0; 2].map(|_| node.ns().sh(&format!("nft -f '{path}' && nft list ruleset")).unwrap());
@@ -101,6 +110,10 @@ fn nothing_differs_after_an_install() {
         ipv4_alone(),
         with_direct(DirectConnections::Accepted),
         with_direct(DirectConnections::Kept),
+        with_pod_identity(RuleSet::guard_alone()),
+        with_pod_identity(with_direct(DirectConnections::Kept)),
+        with_pod_identity(only(&[("cni0", false), ("eni+", false)])),
+        with_pod_identity(only(&[("eth0", true), ("+", true)])),
         only(&[("cni0", false), ("eni+", false)]),
         only(&[("eth0", true), ("ens+", true)]),
         only(&[("a+", false), ("b", true), ("+", false)]),
@@ -113,6 +126,7 @@ fn nothing_differs_after_an_install() {
         assert_eq!(differences(&node, rules), [""; 0], "{rules:?}");
         install(&node, rules);
         assert_eq!(differences(&node, rules), [""; 0], "{rules:?}");
+        assert!(observed(&node).is_guarded_with(&rules.pod_identity), "{rules:?}");
         // Each rule set differs from the previous one.
         if let Some(before) = number.checked_sub(1).map(|before| &all[before]) {
             assert_ne!(differences(&node, before), [""; 0], "{rules:?}");

@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 
 use crate::bed::{Bed, METADATA, PATIENCE, Pod, arn};
 
-const ADDRESSES: [&str; 2] = ["169.254.170.23:80", "[fd00:ec2::23]:80"];
-const OF_NODE: &str = "127.0.0.1:8182";
+/// Where pods connect.
+pub(crate) const ADDRESSES: [&str; 2] = ["169.254.170.23:80", "[fd00:ec2::23]:80"];
+/// Where pods in the node's network connect.
+pub(crate) const OF_NODE: &str = "127.0.0.1:8182";
 
 fn setup(bed: &Bed) -> Setup {
     bed.setup_with_ip()
@@ -24,20 +26,20 @@ fn setup(bed: &Bed) -> Setup {
 }
 
 /// Issues a token for a pod of the API.
-fn token(bed: &Bed, name: &str) -> String {
+pub(crate) fn token(bed: &Bed, name: &str) -> String {
     let stored = bed.api.get(Resource::Pods, Some("team-a"), name).unwrap();
     bed.api.token_issuer().issue(&PodToken::new("team-a", name, stored["metadata"]["uid"].as_str().unwrap()))
 }
 
 /// Sends a token as an SDK does, from this network namespace.
-fn send(from: &Netns, address: &str, token: &str) -> io::Result<Response> {
+pub(crate) fn send(from: &Netns, address: &str, token: &str) -> io::Result<Response> {
     let to: SocketAddr = address.parse().unwrap();
     let host = address.strip_suffix(":80").unwrap_or(address);
     player::request(from.connect(to, PATIENCE)?, "GET", "/v1/credentials", &[("Host", host), ("Authorization", token)])
 }
 
 #[track_caller]
-fn assert_served(bed: &Bed, from: &Netns, address: &str, token: &str, role: &str) {
+pub(crate) fn assert_served(bed: &Bed, from: &Netns, address: &str, token: &str, role: &str) {
     let response = send(from, address, token).unwrap();
     assert_eq!(response.status, 200, "{address}: {}", response.text());
     let document: Value = serde_json::from_slice(&response.body).unwrap();
@@ -45,7 +47,7 @@ fn assert_served(bed: &Bed, from: &Netns, address: &str, token: &str, role: &str
 }
 
 /// Adds a pod in the node's network, which has a token.
-fn add_host_network_pod(bed: &Bed, name: &str) -> String {
+pub(crate) fn add_host_network_pod(bed: &Bed, name: &str) -> String {
     let role = format!("role-of-{name}");
     bed.add_role(&role);
     let mut object = PodBuilder::new("team-a", name).annotation("iam.amazonaws.com/role", &arn(&role)).host_network(true).build();

@@ -12,7 +12,6 @@ use crate::check::{CheckItem, CheckSection};
 use crate::config::check_command::CheckPlace;
 use crate::config::redirect::RedirectCommand;
 use crate::config::{Config, RedirectBackend, listen_address};
-use crate::redirect::foreign::kept_addresses;
 use crate::redirect::interface_addresses;
 use crate::self_test::once::{SelfTestResult, once};
 use crate::self_test::{Ability, ExpectedRules};
@@ -81,7 +80,7 @@ async fn rules(config: &Config, self_test: Ability) -> (Vec<CheckItem>, Option<b
     checks.push(node::packet_rules(&status, seen.daemon));
     checks.extend(node::leftovers(&leftovers));
     checks.extend(node::redirects_of_own_requests(&foreign.own_requests));
-    if !kept_addresses(&wanted).is_empty() {
+    if !wanted.kept_addresses().is_empty() {
         checks.extend(node::redirects_of_daemon_connections(&foreign.to_daemon));
     }
     let is_served = status.as_wanted && seen.daemon == Some(true);

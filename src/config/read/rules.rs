@@ -1,5 +1,6 @@
 //! Reads the packet rules and the self-test.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +17,7 @@ const REDIRECT_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_se
 /// What `--self-test-interval` may be.
 const SELF_TEST_INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
-/// Reads the packet rules; `default` is the backend where none is given.
+/// Reads the packet rules, without the addresses of Pod Identity; `default` is the backend where none is given.
 pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: RedirectBackend) -> RedirectConfig {
     let by_switch = if source.switch("iptables") { RedirectBackend::Auto } else { default };
     let backends = [
@@ -61,7 +62,17 @@ pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: Redir
     }
     let routing_rules = source.switch("redirect-routing-rules");
     let bpf = bpf(source);
-    RedirectConfig { backend, interfaces, host_ips, host_ip_hint: host_ip(source), interval, remove_on_exit, routing_rules, bpf }
+    RedirectConfig {
+        backend,
+        interfaces,
+        host_ips,
+        host_ip_hint: host_ip(source),
+        interval,
+        remove_on_exit,
+        routing_rules,
+        bpf,
+        pod_identity: BTreeSet::new(),
+    }
 }
 
 /// Reads the kernel's programs.

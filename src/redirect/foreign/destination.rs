@@ -2,7 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::redirect::iptables::program::Flavour;
+use crate::redirect::nftables::{DESTINATION_NAT, OUR_NAT};
 use crate::redirect::rules::Family;
+
+/// Where rolegate's own rules are, and so which rules of other programs come after them and have no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precedence {
+    /// In a table of nftables, ahead of all of iptables.
+    Nftables,
+    /// At the head of the table `nat` of this flavour.
+    Iptables(Flavour),
+}
 
 /// A destination that no other program is to redirect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +22,9 @@ pub(super) enum Destination {
     Metadata(Family),
     /// The daemon's address and port, for TCP from pods and from the node.
     Daemon(SocketAddr),
+    /// An address of Pod Identity, for TCP from pods and from the node. Host ports of pods apply to every address of the node, so only
+    /// redirects that come before rolegate's rules count.
+    PodIdentity(SocketAddr, Precedence),
 }
 
 /// Whether a rule applies to packets to a destination.
@@ -29,7 +43,7 @@ impl Destination {
     pub(super) const fn ip(self) -> IpAddr {
         match self {
             Self::Metadata(family) => family.metadata(),
-            Self::Daemon(address) => address.ip(),
+            Self::Daemon(address) | Self::PodIdentity(address, _) => address.ip(),
         }
     }
 
@@ -37,13 +51,13 @@ impl Destination {
     pub(super) const fn port(self) -> Option<u16> {
         match self {
             Self::Metadata(_) => None,
-            Self::Daemon(address) => Some(address.port()),
+            Self::Daemon(address) | Self::PodIdentity(address, _) => Some(address.port()),
         }
     }
 
     /// Returns its family.
     pub(super) const fn family(self) -> Family {
-        if self.ip().is_ipv4() { Family::V4 } else { Family::V6 }
+        Family::of(self.ip())
     }
 
     /// Returns the hooks at which packets to it can be redirected.
@@ -51,8 +65,28 @@ impl Destination {
         match self {
             // Pods' packets meet rolegate's redirect first.
             Self::Metadata(_) => &["output"],
-            Self::Daemon(_) => &["prerouting", "output"],
+            Self::Daemon(_) | Self::PodIdentity(..) => &["prerouting", "output"],
         }
+    }
+
+    /// Returns whether redirects in the table `nat` of a flavour of iptables count.
+    pub(super) fn is_exposed_to_iptables(self, flavour: Flavour) -> bool {
+        match self {
+            Self::Metadata(_) | Self::Daemon(_) => true,
+            Self::PodIdentity(_, Precedence::Nftables) => false,
+            Self::PodIdentity(_, Precedence::Iptables(own)) => own != flavour,
+        }
+    }
+
+    /// Returns whether redirects in a chain of nftables with this priority count.
+    pub(super) fn is_exposed_to(self, priority: Option<i64>) -> bool {
+        let ours = match self {
+            Self::Metadata(_) | Self::Daemon(_) => return true,
+            Self::PodIdentity(_, Precedence::Nftables) => OUR_NAT,
+            Self::PodIdentity(_, Precedence::Iptables(_)) => DESTINATION_NAT,
+        };
+        // Of two chains with one priority, either may come first.
+        priority.is_none_or(|priority| priority <= i64::from(ours))
     }
 
     /// Returns the name of the destination in a sentence.
@@ -60,6 +94,7 @@ impl Destination {
         match self {
             Self::Metadata(_) => "the metadata address",
             Self::Daemon(_) => "the daemon's address and port",
+            Self::PodIdentity(..) => "an address of Pod Identity",
         }
     }
 }
@@ -102,4 +137,29 @@ pub(super) fn is_in_network(address: IpAddr, network: IpAddr, length: u32) -> bo
     let shift = bits.saturating_sub(length);
     let prefix = |ip: IpAddr| value(ip).checked_shr(shift).unwrap_or(0);
     network.is_ipv4() == address.is_ipv4() && prefix(network) == prefix(address)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+mod tests {
+    use super::*;
+
+    /// Host ports of pods apply to every address of the node. Behind rolegate's rules, they take nothing.
+    #[test]
+    fn only_redirects_ahead_of_our_rules_count_for_pod_identity() {
+        let address: SocketAddr = "169.254.170.23:80".parse().unwrap();
+        let by_iptables = |destination: Destination| Flavour::ALL.map(|flavour| destination.is_exposed_to_iptables(flavour));
+        let by_nftables = |destination: Destination| {
+            [Some(-111), Some(-110), Some(-101), Some(-100), Some(-99), None].map(|priority| destination.is_exposed_to(priority))
+        };
+        let of = |precedence| Destination::PodIdentity(address, precedence);
+        assert_eq!(by_iptables(of(Precedence::Nftables)), [false; 2]);
+        assert_eq!(by_iptables(of(Precedence::Iptables(Flavour::Nft))), [false, true]);
+        assert_eq!(by_iptables(of(Precedence::Iptables(Flavour::Legacy))), [true, false]);
+        assert_eq!(by_nftables(of(Precedence::Nftables)), [true, true, false, false, false, true]);
+        assert_eq!(by_nftables(of(Precedence::Iptables(Flavour::Nft))), [true, true, true, true, false, true]);
+        for always in [Destination::Daemon(address), Destination::Metadata(Family::V4)] {
+            assert_eq!((by_iptables(always), by_nftables(always)), ([true; 2], [true; 6]));
+        }
+    }
 }

@@ -173,7 +173,8 @@ fn objects<'a>(listed: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Val
 
 /// Returns whether a chain can redirect packets to the destination.
 fn is_nat(chain: &Value, destination: Destination) -> bool {
-    chain["type"] == "nat" && destination.hooks().iter().any(|hook| chain["hook"] == *hook)
+    let is_at = destination.hooks().iter().any(|hook| chain["hook"] == *hook);
+    chain["type"] == "nat" && is_at && destination.is_exposed_to(chain["prio"].as_i64())
 }
 
 /// Returns the chains that a statement, or any part of it, jumps or goes to.

@@ -1,10 +1,10 @@
 //! Our chains, their rules and the jumps to them, in iptables syntax. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::InterfaceMatch;
 use crate::metadata_service::METADATA_PORT;
-use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, PacketVerdict, Rule, RuleSet};
+use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, PacketVerdict, Rule, RuleSet, not_loopback};
 
 /// A table of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) const ORDER: [Hook; 8] =
 pub(super) struct Chain {
     /// The table, and the names of both chains.
     pub(super) place: ChainPosition,
-    /// What the jump matches, without its target.
+    /// What the jump matches, without its target; empty for all packets.
     pub(super) entry: String,
     /// The chain's rules; empty if the chain must not exist.
     pub(super) rules: Vec<String>,
@@ -100,29 +100,31 @@ impl ChainPosition {
 impl Chain {
     /// Returns the chain that one hook is to have for a family.
     pub(super) fn wanted(rules: &RuleSet, hook: Hook, family: Family, backstop: KernelTable) -> Self {
-        let to_metadata = match_words(&Match::To(family.metadata()));
+        let wanted = rules.rules(hook, family);
         // Every packet of the node is compared with these matches, and most packets with nothing else.
-        let entry = match hook {
-            Hook::Guard | Hook::Backstop | Hook::Exit => to_metadata,
-            Hook::Pin => format!("{to_metadata} {}", match_words(&Match::Tcp)),
-            Hook::Redirect => format!("{to_metadata} {}", match_words(&Match::TcpPort(METADATA_PORT))),
-            // Empty without rules: the chain and the jump must not exist then.
-            Hook::KeepIncoming | Hook::KeepOutgoing => {
-                let rules = rules.rules(hook, family);
-                rules.first().map(|rule| rule.matches.iter().map(match_words).collect::<Vec<_>>().join(" ")).unwrap_or_default()
+        let entry = match (hook, &wanted[..]) {
+            (Hook::Guard | Hook::Backstop | Hook::Exit, _) => network_of_all(&rules.guarded(family)),
+            (Hook::Pin, _) => format!("{} {}", match_words(&Match::To(family.metadata())), match_words(&Match::Tcp)),
+            (Hook::Redirect, _) => {
+                format!("{} {}", match_words(&Match::To(family.metadata())), match_words(&Match::TcpPort(METADATA_PORT)))
             }
-            Hook::Direct => {
-                let port = rules.targets.map_or(0, |targets| targets.port());
-                let not_loopback = InterfaceMatch { name: LOOPBACK.to_owned(), negated: true };
-                [Match::Interface(not_loopback), Match::TcpPort(port)].each_ref().map(match_words).join(" ")
+            // Without rules, the chain and the jump must not exist.
+            (Hook::KeepIncoming | Hook::KeepOutgoing | Hook::Direct, []) => String::new(),
+            (Hook::KeepIncoming | Hook::KeepOutgoing, [only]) => only.matches.iter().map(match_words).collect::<Vec<_>>().join(" "),
+            (Hook::KeepIncoming | Hook::KeepOutgoing, _) => match_words(&Match::Tcp),
+            (Hook::Direct, wanted) => {
+                let mut ports = wanted.iter().flat_map(|rule| &rule.matches).filter(|one| matches!(one, Match::TcpPort(_)));
+                let first = ports.next();
+                let tcp = first.filter(|first| ports.all(|port| port == *first)).unwrap_or(&Match::Tcp);
+                [not_loopback(), tcp.clone()].each_ref().map(match_words).join(" ")
             }
         };
-        Self { place: ChainPosition::of(hook, backstop), entry, rules: rules.rules(hook, family).iter().map(rule_words).collect() }
+        Self { place: ChainPosition::of(hook, backstop), entry, rules: wanted.iter().map(rule_words).collect() }
     }
 
     /// Returns the jump, without the chain that it is in.
     pub(super) fn jump(&self) -> String {
-        format!("{} -j {}", self.entry, self.place.chain)
+        format!("{} -j {}", self.entry, self.place.chain).trim_start().to_owned()
     }
 }
 
@@ -150,7 +152,29 @@ fn match_words(one: &Match) -> String {
         Match::Interface(InterfaceMatch { name, negated }) => format!("{}-i {name}", if *negated { "! " } else { "" }),
         Match::NotOpenedTo(ip) => format!("-m conntrack ! --ctorigdst {}", host(*ip)),
         Match::NotFromNode => "-m addrtype ! --src-type LOCAL".to_owned(),
+        Match::NotOverLoopback => format!("! -o {LOOPBACK}"),
     }
+}
+
+/// Returns the match on the smallest network that has all of these addresses, which are of one family; empty if it is everything.
+fn network_of_all(ips: &[IpAddr]) -> String {
+    // IPv4 addresses are compared from the same end as IPv6 addresses.
+    let bits = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()) << 96,
+        IpAddr::V6(ip) => ip.to_bits(),
+    };
+    let Some((first, rest)) = ips.split_first() else { return String::new() };
+    let longest = if first.is_ipv4() { 32 } else { 128 };
+    let length = rest.iter().map(|ip| (bits(ip) ^ bits(first)).leading_zeros()).min().unwrap_or(longest).min(longest);
+    if length == 0 {
+        return String::new();
+    }
+    let network = bits(first) & (u128::MAX << (128 - length));
+    let network = match first {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from_bits((network >> 96) as u32)),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(network)),
+    };
+    format!("-d {network}/{length}")
 }
 
 fn host(ip: IpAddr) -> String {

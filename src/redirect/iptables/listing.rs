@@ -127,6 +127,15 @@ impl IptablesListing {
         self.chain(place.table, place.chain).filter_map(target)
     }
 
+    /// Returns the addresses that the rules of a chain keep connections to.
+    pub(super) fn kept(&self, place: ChainPosition) -> impl Iterator<Item = SocketAddr> {
+        let address = |rule: &Listed| {
+            let ip = rule.value_of(&["--to-destination"])?.parse().ok()?;
+            Some(SocketAddr::new(ip, rule.value_of(&["--dport"])?.parse().ok()?))
+        };
+        self.chain(place.table, place.chain).filter_map(address)
+    }
+
     /// Describes what exists of a hook's chain.
     pub(super) fn remains(&self, place: ChainPosition) -> Vec<String> {
         let ChainPosition { table, chain, .. } = place;

@@ -80,7 +80,7 @@ impl Iptables {
     }
 
     /// Returns the flavour of our rules.
-    pub(super) async fn own(&self) -> Result<Flavour, RedirectError> {
+    pub(in crate::redirect) async fn own(&self) -> Result<Flavour, RedirectError> {
         match self.flavour {
             Some(flavour) => Ok(flavour),
             None => self.found.get_or_try_init(program::flavour).await.copied(),

@@ -12,13 +12,18 @@ fn rule_set(interfaces: &[(&str, bool)]) -> RuleSet {
     let interfaces = interfaces.iter().map(|(name, negated)| InterfaceMatch { name: (*name).to_owned(), negated: *negated });
     let targets =
         Targets { ipv4: "192.0.2.1:8181".parse().ok(), ipv6: "[2001:db8::1]:8181".parse().ok(), direct: DirectConnections::Dropped };
-    RuleSet { interfaces: interfaces.collect(), targets: Some(targets) }
+    RuleSet { interfaces: interfaces.collect(), targets: Some(targets), ..RuleSet::guard_alone() }
 }
 
 /// Returns the rules of a node on which BPF programs send pods' connections straight to the daemon.
 fn kept() -> RuleSet {
     let rules = rule_set(&[]);
     RuleSet { targets: rules.targets.map(|targets| Targets { direct: DirectConnections::Kept, ..targets }), ..rules }
+}
+
+/// Returns the rules of a node that serves Pod Identity at its default addresses.
+fn with_pod_identity(rules: RuleSet) -> RuleSet {
+    RuleSet { pod_identity: ["127.0.0.1:8182", "169.254.170.23:80", "[fd00:ec2::23]:80"].map(|text| text.parse().unwrap()).into(), ..rules }
 }
 
 fn differences(listing: &IptablesListing, rules: &RuleSet) -> Vec<String> {
@@ -71,12 +76,17 @@ COMMIT
 fn the_shipped_files_match_the_rendered_rules() {
     let redirect = rule_set(&[]);
     let kept = kept();
-    let guard = RuleSet::guard_alone();
+    let (guard, of_pod_identity) = (RuleSet::guard_alone(), with_pod_identity(rule_set(&[])));
+    let guard_with_pod_identity = with_pod_identity(RuleSet::guard_alone());
     for (rules, family, shipped) in [
         (&redirect, Family::V4, include_str!("../../../iptables/rolegate.rules")),
         (&redirect, Family::V6, include_str!("../../../iptables/rolegate6.rules")),
         (&kept, Family::V4, include_str!("../../../iptables/rolegate-bpf.rules")),
         (&kept, Family::V6, include_str!("../../../iptables/rolegate-bpf6.rules")),
+        (&of_pod_identity, Family::V4, include_str!("../../../iptables/rolegate-pod-identity.rules")),
+        (&of_pod_identity, Family::V6, include_str!("../../../iptables/rolegate-pod-identity6.rules")),
+        (&guard_with_pod_identity, Family::V4, include_str!("../../../iptables/guard-pod-identity.rules")),
+        (&guard_with_pod_identity, Family::V6, include_str!("../../../iptables/guard-pod-identity6.rules")),
         (&guard, Family::V4, include_str!("../../../iptables/guard.rules")),
         (&guard, Family::V6, include_str!("../../../iptables/guard6.rules")),
     ] {
@@ -214,6 +224,34 @@ fn connections_to_the_daemon_are_kept_ahead_of_the_rules_of_others() {
             assert!(written.lines().any(|line| line == format!("-X {chain}")), "{written}");
         }
     }
+}
+
+/// What leads to each chain matches no more packets than its rules need.
+#[test]
+fn the_jumps_match_the_packets_of_all_rules() {
+    let jump = |addresses: &[&str], hook: Hook, family: Family| {
+        let pod_identity = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        Chain::wanted(&RuleSet { pod_identity, ..rule_set(&[]) }, hook, family, KernelTable::Security).jump()
+    };
+    for (addresses, network) in [
+        (&[][..], "-d 169.254.169.254/32 "),
+        // Loopback addresses are not forwarded, and another family has its own tables.
+        (&["127.0.0.1:8182", "[fd00:ec2::23]:80"], "-d 169.254.169.254/32 "),
+        (&["169.254.170.2:80", "169.254.170.23:80"], "-d 169.254.168.0/22 "),
+        (&["169.254.169.255:80"], "-d 169.254.169.254/31 "),
+        (&["128.0.0.1:80"], "-d 128.0.0.0/2 "),
+        (&["10.0.0.1:80"], ""),
+    ] {
+        assert_eq!(jump(addresses, Hook::Guard, Family::V4), format!("{network}-j ROLEGATE-GUARD"), "{addresses:?}");
+        assert_eq!(jump(addresses, Hook::Exit, Family::V4), format!("{network}-j ROLEGATE-EXIT"), "{addresses:?}");
+    }
+    assert_eq!(jump(&["[fd00:ec2::23]:80"], Hook::Backstop, Family::V6), "-d fd00:ec2::/118 -j ROLEGATE-BACKSTOP");
+    assert_eq!(jump(&["[1::]:80"], Hook::Backstop, Family::V6), "-j ROLEGATE-BACKSTOP");
+    let one = ["169.254.170.23:80"];
+    assert_eq!(jump(&one, Hook::KeepIncoming, Family::V4), "-d 169.254.170.23/32 -p tcp -m tcp --dport 80 -j ROLEGATE-KEEP-IN");
+    assert_eq!(jump(&[one[0], "127.0.0.1:8182"], Hook::KeepIncoming, Family::V4), "-p tcp -j ROLEGATE-KEEP-IN");
+    assert_eq!(jump(&one, Hook::Direct, Family::V4), "! -i lo -p tcp -m tcp --dport 8181 -j ROLEGATE-DIRECT");
+    assert_eq!(jump(&["127.0.0.1:8182"], Hook::Direct, Family::V4), "! -i lo -p tcp -j ROLEGATE-DIRECT");
 }
 
 /// The program is asked only about rules that it may have written in another way, not about an order that is known to be wrong.

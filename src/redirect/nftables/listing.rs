@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Map, Value, json};
 
 use super::chains::{ChainHook, TABLE, pattern, rules_of};
 use super::text::protocol;
 use crate::redirect::observed::ObservedRules;
-use crate::redirect::rules::{Family, Hook, Match, PacketVerdict, Rule, RuleSet};
+use crate::redirect::rules::{Family, Hook, LOOPBACK, Match, PacketVerdict, Rule, RuleSet};
 
 /// How many unexpected rules a difference quotes.
 const QUOTED: usize = 3;
@@ -75,6 +75,14 @@ impl NftListing {
         Ok(listing)
     }
 
+    /// Returns the listing with one chain as another listing has it.
+    #[cfg(test)]
+    pub(super) fn with_chain_of(mut self, name: &str, other: &Self) -> Self {
+        self.chains.remove(name);
+        self.chains.extend(other.chains.get(name).map(|chain| (name.to_owned(), chain.clone())));
+        self
+    }
+
     /// Describes the differences from the wanted listing.
     pub(super) fn differences(&self, wanted: &Self) -> Vec<String> {
         let mut said = Vec::new();
@@ -94,15 +102,16 @@ impl NftListing {
         said
     }
 
-    /// Returns the families for which the chain of a hook is complete. Of the hooks whose rules do not depend on the rule set.
+    /// Returns the chain of a hook, if packets meet its rules where they should.
+    fn effective(&self, hook: Hook) -> Option<&ListedChain> {
+        let ChainHook { chain, kind, hook, priority } = ChainHook::of(hook)?;
+        self.chains.get(chain).filter(|found| !self.flags && found.hook == hooked(kind, hook, priority.into(), "accept"))
+    }
+
+    /// Returns the families for which the chain of a hook is complete. Of the hooks whose rules do not depend on the rest of the rule set.
     fn complete(&self, hook: Hook) -> BTreeSet<Family> {
-        let wanted = Self::of(&RuleSet::guard_alone());
-        let chains = ChainHook::of(hook).and_then(|place| Some((self.chains.get(place.chain)?, wanted.chains.get(place.chain)?)));
-        let chain = chains.filter(|(found, wanted)| {
-            let is_ours = |rule: &Statements| wanted.rules.iter().any(|wanted| rule.says(wanted));
-            !self.flags && found.hook == wanted.hook && found.rules.iter().all(is_ours)
-        });
-        let Some((found, _)) = chain else { return BTreeSet::new() };
+        let chain = self.effective(hook).filter(|found| found.rules.iter().all(|rule| rule.is_of(hook)));
+        let Some(found) = chain else { return BTreeSet::new() };
         let is_complete = |family: &Family| {
             let rules = RuleSet::guard_alone().rules(hook, *family);
             rules.iter().all(|rule| found.rules.iter().any(|found| found.says(&Statements::of(rule))))
@@ -110,19 +119,36 @@ impl NftListing {
         Family::ALL.into_iter().filter(is_complete).collect()
     }
 
+    /// Returns whether the rules for this address of Pod Identity are complete.
+    fn has_pod_identity(&self, address: SocketAddr) -> bool {
+        let (rules, family) = (of_pod_identity(address), Family::of(address.ip()));
+        [Hook::Guard, Hook::Exit, Hook::KeepIncoming, Hook::KeepOutgoing].into_iter().all(|hook| {
+            let has = |found: &ListedChain, rule: &Rule| {
+                let wanted = Statements::of(rule);
+                found.rules.iter().any(|found| found.says(&wanted) || found.rewords(&wanted))
+            };
+            self.effective(hook).is_some_and(|found| rules.rules(hook, family).iter().all(|rule| has(found, rule)))
+        })
+    }
+
     /// Returns the rules that affect packets, whether wanted or not. A guard, an exit or a pin counts only if its chain has all
     /// of its rules and no others.
     pub(super) fn observed(&self) -> ObservedRules {
+        let rules_of = |hook| self.effective(hook).into_iter().flat_map(|chain| &chain.rules);
         let redirect = ChainHook::of(Hook::Redirect).and_then(|place| self.chains.get(place.chain));
         let targets = redirect.into_iter().flat_map(|chain| &chain.rules).filter_map(|rule| {
             let dnat = &rule.0.last()?["dnat"];
             Some(SocketAddr::new(dnat["addr"].as_str()?.parse().ok()?, dnat["port"].as_u64()?.try_into().ok()?))
         });
+        let targets: BTreeSet<_> = targets.collect();
+        // With `--redirect=bpf`, connections to the daemon's own address are kept as well.
+        let kept = rules_of(Hook::KeepOutgoing).filter_map(Statements::kept).filter(|address| !targets.contains(address));
         ObservedRules {
             guards: self.complete(Hook::Guard),
             exits: self.complete(Hook::Exit),
             pins: self.complete(Hook::Pin),
-            targets: targets.collect(),
+            pod_identity: kept.filter(|address| self.has_pod_identity(*address)).collect(),
+            targets,
             ..ObservedRules::default()
         }
     }
@@ -190,6 +216,7 @@ impl Statements {
                     (operator, json!({"meta": {"key": "iifname"}}), json!(pattern(&interface.name)))
                 }
                 Match::NotOpenedTo(ip) => ("!=", json!({"ct": {"key": format!("{} daddr", protocol(*ip)), "dir": "original"}}), json!(ip)),
+                Match::NotOverLoopback => ("!=", json!({"meta": {"key": "oifname"}}), json!(LOOPBACK)),
                 Match::NotFromNode => ("!=", json!({"fib": {"result": "type", "flags": ["saddr"]}}), json!("local")),
             };
             json!({"match": {"op": operator, "left": left, "right": right}})
@@ -203,6 +230,27 @@ impl Statements {
             PacketVerdict::Drop => json!({"drop": null}),
         };
         Self(matches.chain([verdict]).collect())
+    }
+
+    /// Returns the value of the first match on this field.
+    fn field(&self, field: &str) -> Option<&Value> {
+        self.0.iter().map(|one| &one["match"]).find(|one| one["left"]["payload"]["field"] == field).map(|one| &one["right"])
+    }
+
+    /// Returns the address that the rule keeps connections to, if it is such a rule.
+    fn kept(&self) -> Option<SocketAddr> {
+        let dnat = self.0.last()?.get("dnat")?;
+        let port = self.field("dport")?.as_u64()?.try_into().ok()?;
+        Some(SocketAddr::new(dnat["addr"].as_str()?.parse().ok()?, port))
+    }
+
+    /// Returns whether this is a rule of this hook, for the metadata address or for one of Pod Identity.
+    fn is_of(&self, hook: Hook) -> bool {
+        let ip = self.field("daddr").and_then(|ip| ip.as_str()?.parse::<IpAddr>().ok());
+        let Some(ip) = ip else { return false };
+        let family = Family::of(ip);
+        let rules = if ip == family.metadata() { RuleSet::guard_alone() } else { of_pod_identity(SocketAddr::new(ip, 0)) };
+        rules.rules(hook, family).iter().any(|rule| self.says(&Statements::of(rule)))
     }
 
     /// Returns whether this is the wanted rule of the guard, the exit or the pin, apart from what nft versions add or omit by
@@ -248,6 +296,11 @@ impl fmt::Display for Statements {
         let words: Vec<_> = self.0.iter().map(words).collect();
         f.write_str(&words.join(" "))
     }
+}
+
+/// Returns the rules of a node that serves Pod Identity at this address alone, without targets.
+fn of_pod_identity(address: SocketAddr) -> RuleSet {
+    RuleSet { pod_identity: [address].into(), ..RuleSet::guard_alone() }
 }
 
 /// Describes the destination NAT chains ahead of this priority, in a list of all tables, except our own.
@@ -355,7 +408,7 @@ fn words(statement: &Value) -> String {
                 Some(format!("{left} {operator}{}", text(&value["right"])))
             }
             "dnat" => {
-                let ip: std::net::IpAddr = value["addr"].as_str()?.parse().ok()?;
+                let ip: IpAddr = value["addr"].as_str()?.parse().ok()?;
                 let target = match value.get("port") {
                     Some(port) => SocketAddr::new(ip, u16::try_from(port.as_u64()?).ok()?).to_string(),
                     None => ip.to_string(),

@@ -16,13 +16,22 @@ fn full(interfaces: &[(&str, bool)]) -> RuleSet {
         ipv6: Some("[2001:db8::1]:8181".parse().unwrap()),
         direct: DirectConnections::Dropped,
     };
-    RuleSet { interfaces: interfaces.iter().map(|(name, negated)| interface(name, *negated)).collect(), targets: Some(targets) }
+    RuleSet {
+        interfaces: interfaces.iter().map(|(name, negated)| interface(name, *negated)).collect(),
+        targets: Some(targets),
+        ..RuleSet::guard_alone()
+    }
 }
 
 /// Returns the rules of a node on which BPF programs send pods' connections straight to the daemon.
 fn kept() -> RuleSet {
     let rules = full(&[]);
     RuleSet { targets: rules.targets.map(|targets| Targets { direct: DirectConnections::Kept, ..targets }), ..rules }
+}
+
+/// Returns the rules of a node that serves Pod Identity at its default addresses.
+fn with_pod_identity(rules: RuleSet) -> RuleSet {
+    RuleSet { pod_identity: ["127.0.0.1:8182", "169.254.170.23:80", "[fd00:ec2::23]:80"].map(|text| text.parse().unwrap()).into(), ..rules }
 }
 
 fn without_comments(text: &str) -> String {
@@ -92,6 +101,10 @@ fn changed(from: &str, to: &str) -> NftListing {
 fn the_shipped_files_match_the_rendered_rules() {
     assert_eq!(without_comments(include_str!("../../../iptables/rolegate.nft")), text::render(&full(&[])));
     assert_eq!(without_comments(include_str!("../../../iptables/rolegate-bpf.nft")), text::render(&kept()));
+    let of_pod_identity = with_pod_identity(full(&[]));
+    assert_eq!(without_comments(include_str!("../../../iptables/rolegate-pod-identity.nft")), text::render(&of_pod_identity));
+    let guard_with_pod_identity = with_pod_identity(RuleSet::guard_alone());
+    assert_eq!(without_comments(include_str!("../../../iptables/guard-pod-identity.nft")), text::render(&guard_with_pod_identity));
     assert_eq!(without_comments(include_str!("../../../iptables/guard.nft")), text::render(&RuleSet::guard_alone()));
 }
 
@@ -112,6 +125,43 @@ fn connections_to_the_daemon_are_kept() {
     );
     // Without the programs, there are no such chains.
     assert!(!text::render(&full(&[])).contains("keep_"));
+}
+
+#[test]
+fn the_addresses_of_pod_identity_count_only_if_their_rules_are_whole() {
+    for (rules, kept_by_daemon) in
+        [(with_pod_identity(full(&[])), 0), (with_pod_identity(kept()), 2), (with_pod_identity(RuleSet::guard_alone()), 0)]
+    {
+        let observed = NftListing::of(&rules).observed();
+        assert_eq!(observed.pod_identity, rules.pod_identity);
+        assert!(observed.is_guarded_with(&rules.pod_identity) && !observed.is_guarded_with(&["192.0.2.9:80".parse().unwrap()].into()));
+        assert_eq!(rules.kept_addresses().len(), 3 + kept_by_daemon);
+        assert_eq!(NftListing::of(&RuleSet { pod_identity: Default::default(), ..rules }).observed().pod_identity, Default::default());
+    }
+    let whole = with_pod_identity(full(&[]));
+    for chain in ["guard", "exit", "keep_incoming", "keep_outgoing"] {
+        // Without the rules of this chain, and of a table that does nothing.
+        let plain = NftListing::of(&RuleSet { pod_identity: Default::default(), ..whole.clone() });
+        let found = NftListing::of(&whole).with_chain_of(chain, &plain);
+        let remains = if chain.starts_with("keep") { 0 } else { 1 };
+        assert_eq!(found.observed().pod_identity.len(), remains, "{chain}: only a loopback address needs no guard");
+        assert!(found.observed().is_guarded(), "{chain}");
+    }
+}
+
+#[test]
+fn the_addresses_of_pod_identity_are_closed_to_interfaces_without_pods() {
+    let direct = |interfaces: &[(&str, bool)]| -> Vec<String> {
+        let text = text::render(&with_pod_identity(full(interfaces)));
+        let lines = text.lines().map(str::trim).filter(|line| line.contains("ip daddr 169.254.170.23 tcp dport 80"));
+        lines.filter(|line| line.contains("iifname")).map(|line| line.replace(" ip daddr 169.254.170.23 tcp dport 80", "")).collect()
+    };
+    assert_eq!(direct(&[]), [""; 0]);
+    assert_eq!(
+        direct(&[("cni0", false), ("eni+", false)]),
+        ["iifname \"cni0\" return", "iifname \"eni*\" return", "iifname != \"lo\" drop"]
+    );
+    assert_eq!(direct(&[("eth0", true), ("ens+", true)]), ["iifname \"eth0\" drop", "iifname \"ens*\" drop"]);
 }
 
 #[test]
@@ -149,9 +199,10 @@ fn a_name_that_would_end_the_string_is_refused() {
 /// An address tells which family's packets a rule matches.
 #[test]
 fn every_rule_has_an_address() {
-    for rule in
-        Hook::ALL.into_iter().flat_map(|hook| [rules_of(&full(&[("eth0", true), ("cni0", false)]), hook), rules_of(&kept(), hook)].concat())
-    {
+    for rule in Hook::ALL.into_iter().flat_map(|hook| {
+        let of_pod_identity = with_pod_identity(full(&[("eth0", true), ("cni0", false)]));
+        [rules_of(&of_pod_identity, hook), rules_of(&kept(), hook)].concat()
+    }) {
         assert!(rule.matches.iter().any(|one| matches!(one, Match::To(_) | Match::NotOpenedTo(_))), "{rule:?}");
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::chains::{ChainHook, TABLE, pattern, rules_of};
-use crate::redirect::rules::{Hook, Match, PacketVerdict, Rule, RuleSet};
+use crate::redirect::rules::{Hook, LOOPBACK, Match, PacketVerdict, Rule, RuleSet};
 
 /// Renders one transaction that replaces our table, whatever it held. Only an existing table can be deleted, so it is added
 /// first.
@@ -39,6 +39,7 @@ fn one_match(one: &Match) -> String {
         }
         Match::NotOpenedTo(ip) => format!("ct original {} daddr != {ip}", protocol(*ip)),
         Match::NotFromNode => "fib saddr type != local".to_owned(),
+        Match::NotOverLoopback => format!("oifname != \"{LOOPBACK}\""),
     }
 }
 

@@ -93,8 +93,9 @@ impl Backend for Kernel {
     async fn observed(&self) -> Result<ObservedRules, RedirectError> {
         let rules = self.read()?;
         let guarded = if rules.is_some() && !self.inner().pushed { Family::ALL.to_vec() } else { Vec::new() };
-        let targets = rules.and_then(|rules| rules.targets).and_then(|targets| targets.ipv4).map(std::net::SocketAddr::from);
-        Ok(ObservedRules { targets: targets.into_iter().collect(), ..ObservedRules::guarding(guarded) })
+        let pod_identity = rules.as_ref().map(|rules| rules.pod_identity.clone()).unwrap_or_default();
+        let targets = rules.and_then(|rules| rules.targets).and_then(|targets| targets.ipv4).map(SocketAddr::from);
+        Ok(ObservedRules { targets: targets.into_iter().collect(), pod_identity, ..ObservedRules::guarding(guarded) })
     }
 
     async fn remove(&self) -> Result<Vec<String>, RedirectError> {
@@ -107,7 +108,7 @@ impl ReconcilerEnvironment for Kernel {
         self.1.notified().await;
     }
 
-    async fn forget(&mut self, _targets: &Targets) -> Result<u64, RedirectError> {
+    async fn forget(&mut self, _rules: &RuleSet) -> Result<u64, RedirectError> {
         self.inner().forgotten += 1;
         Ok(3)
     }
@@ -130,12 +131,21 @@ struct Bed {
 
 fn rules() -> RuleSet {
     let targets = Targets { ipv4: "10.0.0.1:8181".parse().ok(), ipv6: None, direct: DirectConnections::Dropped };
-    RuleSet { interfaces: Vec::new(), targets: Some(targets) }
+    RuleSet { targets: Some(targets), ..RuleSet::guard_alone() }
+}
+
+/// Returns these rules with those of Pod Identity at this address.
+fn with_pod_identity(address: &str, rules: RuleSet) -> RuleSet {
+    RuleSet { pod_identity: [address.parse().unwrap()].into(), ..rules }
 }
 
 fn bed() -> Bed {
+    bed_with(BTreeSet::new())
+}
+
+fn bed_with(pod_identity: BTreeSet<SocketAddr>) -> Bed {
     let (kernel, metrics, readiness) = (Kernel::default(), Metrics::new(), Readiness::default());
-    let like = Like { interfaces: Vec::new(), direct: DirectConnections::Dropped, interval: INTERVAL };
+    let like = Like { interfaces: Vec::new(), direct: DirectConnections::Dropped, pod_identity, interval: INTERVAL };
     let reconciler = Reconciler::new(Arc::new(kernel.clone()), kernel.clone(), like, metrics.clone(), readiness.clone());
     Bed { kernel, metrics, readiness, reconciler }
 }
@@ -201,6 +211,53 @@ async fn the_guard_is_repaired_while_the_targets_are_unknown() {
     }
     assert_eq!(bed.kernel.inner().rules, Some(RuleSet::guard_alone()));
     assert!(String::from_utf8_lossy(&bed.metrics.render()).contains("rolegate_redirect_in_place 0\n"));
+}
+
+/// The addresses are assigned to the node soon after: from then on, other programs' rules apply to them.
+#[tokio::test(start_paused = true)]
+async fn the_rules_of_pod_identity_are_placed_with_the_guard() {
+    const OURS: &str = "169.254.170.23:80";
+    for present in [None, Some(RuleSet::guard_alone()), Some(rules())] {
+        let mut bed = bed_with([OURS.parse().unwrap()].into());
+        bed.kernel.inner().rules = present.clone();
+        bed.reconciler.guard().await.unwrap();
+        let wanted = with_pod_identity(OURS, present.unwrap_or_else(RuleSet::guard_alone));
+        assert_eq!(bed.kernel.inner().rules, Some(wanted.clone()));
+        // They are repaired as well.
+        let kernel = bed.kernel.clone();
+        kernel.change(|inner| inner.rules.as_mut().unwrap().pod_identity.clear());
+        bed.reconciler.reconcile_during(sleep(PAUSE + GATHER)).await;
+        assert_eq!(kernel.inner().rules, Some(wanted));
+    }
+    // Nothing can be read.
+    let mut bed = bed_with([OURS.parse().unwrap()].into());
+    bed.kernel.inner().blind = true;
+    bed.reconciler.guard().await.unwrap();
+    assert_eq!(bed.kernel.inner().rules, Some(with_pod_identity(OURS, RuleSet::guard_alone())));
+}
+
+/// A daemon without Pod Identity starts beside one that still serves it.
+#[tokio::test(start_paused = true)]
+async fn a_repair_of_the_guard_leaves_another_daemons_rules_of_pod_identity() {
+    let theirs = with_pod_identity("169.254.170.23:80", rules());
+    let mut bed = bed();
+    bed.kernel.change(|inner| (inner.rules, inner.pushed) = (Some(theirs.clone()), true));
+    bed.reconciler.guard().await.unwrap();
+    assert!(!bed.kernel.inner().pushed);
+    assert_eq!(bed.kernel.inner().rules, Some(theirs));
+    bed.reconciler.place(rules()).await;
+    assert_eq!(bed.kernel.inner().rules, Some(rules()));
+}
+
+/// The later daemon serves Pod Identity, and its rules are complete.
+#[tokio::test(start_paused = true)]
+async fn a_later_daemons_rules_of_pod_identity_are_left_alone() {
+    let kept = kept().await;
+    let theirs = with_pod_identity("169.254.170.23:80", theirs());
+    kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(theirs.clone()), true));
+    sleep(INTERVAL).await;
+    assert_eq!(kept.kernel.inner().rules, Some(theirs));
+    assert_eq!(kept.readiness.pending(), [STEP]);
 }
 
 #[tokio::test(start_paused = true)]

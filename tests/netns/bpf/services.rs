@@ -2,12 +2,9 @@
 //! to a tenant's pod, unless rolegate's rules come first.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, SocketAddr};
 
-use rolegate_lab::node::{NODE_IP, NODE_IP6, find_program, programs_or_skip};
+use rolegate_lab::node::{NODE_IP, NODE_IP6, programs_or_skip};
 
 use super::agent::{Answer, By, Connecting, Order};
 use super::attacks::DROP_TIMEOUT;
@@ -15,23 +12,13 @@ use super::bed::{BpfBed, Client};
 use crate::bed::{METADATA, METADATA6, PATIENCE, Pod};
 use crate::keep::by_hand;
 use crate::kinds::Kind;
+use crate::redirects::{PROGRAMS, Redirect, TENANT_PORT, Tenant, without_keep_rules};
 
 /// The daemon's port, which is known before it starts.
 const APP_PORT: u16 = 8181;
-/// The port on which the tenant's pod poses as the metadata service.
-const PORT: u16 = 8080;
-const PROGRAMS: [&str; 6] = ["nft", "conntrack", "iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"];
-
-/// What kube-proxy does for such a Service, for both families.
-struct Service {
-    name: &'static str,
-    /// The flavour of iptables, if it is one of iptables.
-    flavour: Option<&'static str>,
-    add: String,
-}
 
 /// A Service of each mode of kube-proxy.
-fn services(pod: &Pod) -> [Service; 3] {
+fn services(pod: &Pod) -> [Redirect; 3] {
     let targets = [("ip", "iptables", NODE_IP.into(), pod.ip.into()), ("ip6", "ip6tables", NODE_IP6.into(), pod.ip6.into())];
     let by_iptables = |flavour: &str| {
         let service = |program: &str, address: IpAddr, target: SocketAddr| {
@@ -44,7 +31,9 @@ fn services(pod: &Pod) -> [Service; 3] {
                 jump("OUTPUT"),
             )
         };
-        targets.map(|(_, program, address, ip): (_, _, IpAddr, IpAddr)| service(program, address, SocketAddr::new(ip, PORT))).concat()
+        targets
+            .map(|(_, program, address, ip): (_, _, IpAddr, IpAddr)| service(program, address, SocketAddr::new(ip, TENANT_PORT)))
+            .concat()
     };
     let by_nft = |family: &str, address: IpAddr, target: SocketAddr| {
         let kind = if address.is_ipv4() { "ipv4_addr" } else { "ipv6_addr" };
@@ -57,59 +46,12 @@ fn services(pod: &Pod) -> [Service; 3] {
              add element {family} kube-proxy service-ips {{ {address} . tcp . {APP_PORT} : goto external-x }}\n"
         )
     };
-    let of_nft = targets.map(|(family, _, address, ip)| by_nft(family, address, SocketAddr::new(ip, PORT))).concat();
+    let of_nft = targets.map(|(family, _, address, ip)| by_nft(family, address, SocketAddr::new(ip, TENANT_PORT))).concat();
     [
-        Service { name: "iptables-nft", flavour: Some("nft"), add: by_iptables("nft") },
-        Service { name: "iptables-legacy", flavour: Some("legacy"), add: by_iptables("legacy") },
-        Service { name: "nftables", flavour: None, add: format!("nft -f - <<'END'\n{of_nft}END\n") },
+        Redirect { name: "iptables-nft", flavour: Some("nft"), add: by_iptables("nft") },
+        Redirect { name: "iptables-legacy", flavour: Some("legacy"), add: by_iptables("legacy") },
+        Redirect { name: "nftables", flavour: None, add: format!("nft -f - <<'END'\n{of_nft}END\n") },
     ]
-}
-
-/// Whether the rules of this kind come before such a Service: those of nftables before all, those of iptables before those in their own
-/// set of tables.
-fn comes_before(kind: &Kind, service: &Service) -> bool {
-    kind.name == "nft" || service.flavour.is_some_and(|flavour| kind.name == format!("iptables-{flavour}"))
-}
-
-/// The script that removes what keeps pods' connections.
-fn without_rules(kind: &Kind) -> String {
-    let of_iptables =
-        |flavour: &str| ["iptables", "ip6tables"].map(|program| format!("{program}-{flavour} -w 30 -t nat -F ROLEGATE-KEEP-IN\n")).concat();
-    match kind.name {
-        "nft" => "nft flush chain inet rolegate keep_incoming".to_owned(),
-        "iptables-nft" => of_iptables("nft"),
-        _ => of_iptables("legacy"),
-    }
-}
-
-/// The tenant's listeners.
-struct Tenant([TcpListener; 2]);
-
-impl Tenant {
-    fn new(pod: &Pod) -> Self {
-        Self([IpAddr::from(pod.ip), pod.ip6.into()].map(|ip| {
-            let listener = pod.tcp_listener(SocketAddr::new(ip, PORT)).unwrap();
-            listener.set_nonblocking(true).unwrap();
-            listener
-        }))
-    }
-
-    /// Waits for a connection to the first listener.
-    fn accept(&self, case: &str) -> TcpStream {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.0[0].accept() {
-                Ok((stream, _)) => return stream,
-                Err(error) => assert!(error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline, "{case}: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// The number of connections that arrived here.
-    fn connections(&self) -> usize {
-        self.0.iter().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count()).sum()
-    }
 }
 
 #[track_caller]
@@ -128,13 +70,13 @@ fn a_service_at_the_daemons_address_takes_no_connection() {
         return;
     }
     for kind in Kind::all() {
-        symlink(find_program("conntrack").unwrap(), Path::new(kind.path()).join("conntrack")).unwrap();
+        kind.add_program("conntrack");
         for at in 0..3 {
             let Some(bed) = BpfBed::new() else { return };
             let (evil, clients) = (bed.pod("evil", "veth"), [bed.client("web"), bed.host_network_client("agent")]);
             let tenant = Tenant::new(&evil);
             let service = &services(&evil)[at];
-            if !comes_before(&kind, service) {
+            if !service.comes_after(&kind) {
                 continue;
             }
             let case = format!("{} before {}", kind.name, service.name);
@@ -157,7 +99,7 @@ fn a_service_at_the_daemons_address_takes_no_connection() {
                 let open = || clients[0].ask(Order::Open(Connecting { patience: DROP_TIMEOUT, ..Connecting::new(to, By::Connect) }));
                 assert!(matches!(&open(), Err(failure) if failure.kind == "ConnectionRefused"), "{case}");
             }
-            bed.node.ns().sh(&without_rules(&kind)).unwrap();
+            bed.node.ns().sh(&without_keep_rules(&kind)).unwrap();
             for to in [METADATA, METADATA6] {
                 let answer = clients[0].ask(Order::Open(Connecting::new(to, By::Connect)));
                 assert!(matches!(answer, Ok(Answer::Open { .. })), "{case}: {answer:?}");
@@ -209,7 +151,7 @@ fn the_rules_that_keep_connections_are_repaired() {
         let client = [bed.client("web")];
         let setup = bed.setup_bpf().argument(format!("--app-port={APP_PORT}")).env("PATH", kind.path());
         let daemon = bed.start(&setup);
-        bed.node.ns().sh(&without_rules(&kind)).unwrap();
+        bed.node.ns().sh(&without_keep_rules(&kind)).unwrap();
         let line = daemon.wait_for_event("rules-repaired").unwrap();
         let differences = line["differences"].as_str().unwrap();
         assert!(differences.to_lowercase().replace('-', "_").contains("keep_in"), "{}: {differences}", kind.name);

@@ -265,7 +265,7 @@ fn only_earlier_connections_are_ended() {
     // The old connections bypass the new rule.
     old.iter().chain(&own).chain(&served).for_each(echo);
 
-    let forget = || inside(node.ns(), || async { forget_earlier(whole().targets.unwrap()).await }).unwrap();
+    let forget = || inside(node.ns(), || async { forget_earlier(&whole()).await }).unwrap();
     // A pod chooses how many entries it has. One command for each would take minutes.
     let socket = pod.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     let sent = (1..=MANY).filter(|port| socket.send_to(b"?", (METADATA.ip(), *port)).is_ok()).count();
