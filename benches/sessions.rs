@@ -76,7 +76,7 @@ impl Sts {
 }
 
 impl AssumeRole for Sts {
-    async fn assume_role(&self, _request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+    async fn assume_role(&self, _request: &RoleRequest, _: Option<&Credentials>) -> Result<Credentials, AssumeRoleError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         if self.is_stalled.load(Ordering::Relaxed) {
             tokio::time::sleep(TIMEOUT).await;

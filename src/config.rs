@@ -156,6 +156,8 @@ pub struct ApiConfig {
 pub struct AnnotationKeys {
     /// On a pod: its role.
     pub role: String,
+    /// On a pod: the role that the session of its role assumes.
+    pub target_role: String,
     /// On a pod: the external id.
     pub external_id: String,
     /// On a namespace: the JSON list of allowed roles.
@@ -251,6 +253,8 @@ pub struct SessionsConfig {
     pub source_identity: Option<SessionTemplate>,
     /// What STS is told about the pod beside the name; in the order of the enum, each once.
     pub tags: Vec<SessionTag>,
+    /// Whether sessions that pods create with their credentials inherit them.
+    pub transitive_tags: bool,
     /// How long the first failure of a session is remembered.
     pub error_ttl: Duration,
     /// The role that pods' roles are assumed by; `None`: the daemon's own identity.

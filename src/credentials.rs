@@ -14,12 +14,14 @@ use zeroize::Zeroizing;
 
 use crate::advice::Advise;
 use crate::policy::RoleRequest;
+use chain::ChainCall;
 use not_asked::NotAsked;
 use sts_errors::{StsErrorClass, StsErrorKind};
 
 pub(crate) mod advice;
 pub mod cache;
 pub(crate) mod caller;
+pub(crate) mod chain;
 mod duration;
 pub mod gate;
 mod identity;
@@ -153,6 +155,14 @@ pub enum AssumeRoleError {
         /// The session that STS returned.
         message: String,
     },
+    /// STS refused one of the two roles of a request with a target role.
+    #[error("{call}: {error}")]
+    InChain {
+        /// Which of the two calls was refused.
+        call: ChainCall,
+        /// The refusal.
+        error: Box<AssumeRoleError>,
+    },
     /// No request to STS was made.
     #[error("{0}")]
     NotAsked(NotAsked),
@@ -186,6 +196,7 @@ impl AssumeRoleError {
             Self::IdentityUnknown(_) => "identity-unknown",
             Self::Unreachable { .. } => "unreachable",
             Self::OtherRole { .. } => "other-role",
+            Self::InChain { error, .. } => error.name(),
             Self::NotAsked(why) => why.name(),
             Self::Expired { .. } | Self::Failed { .. } => "failed",
         }
@@ -198,7 +209,23 @@ impl AssumeRoleError {
 
     /// Whether STS refused this one role, which is no sign of an outage.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. })
+        matches!(self, Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. } | Self::InChain { .. })
+    }
+
+    /// Returns this error as one of a call for a request with a target role. Only refusals are about one of the two roles.
+    fn in_chain(self, call: Option<ChainCall>) -> Self {
+        match call {
+            Some(call) if self.is_refusal() => Self::InChain { call, error: Box::new(self) },
+            _ => self,
+        }
+    }
+
+    /// Returns which of the two calls of a request with a target role was refused.
+    pub fn refused_call(&self) -> Option<ChainCall> {
+        match self {
+            Self::InChain { call, .. } => Some(*call),
+            _ => None,
+        }
     }
 
     /// Whether the request came too soon after others, for STS or for the limits of this node.
@@ -215,6 +242,7 @@ impl AssumeRoleError {
             Self::TooLong { message } => of(message, StsErrorClass::Invalid).or(Some(StsErrorKind::Duration)),
             Self::Throttled => Some(StsErrorKind::Throttled),
             Self::Failed { message } => of(message, StsErrorClass::Failed).or(Some(StsErrorKind::Service)),
+            Self::InChain { error, .. } => error.kind(),
             Self::OwnIdentity { .. }
             | Self::IdentityUnknown(_)
             | Self::Unreachable { .. }
@@ -224,9 +252,14 @@ impl AssumeRoleError {
         }
     }
 
+    /// Returns the meaning of STS's response to this request.
+    fn kind_for(&self, request: &RoleRequest) -> Option<StsErrorKind> {
+        self.kind().map(|kind| kind.with(request, self.refused_call()))
+    }
+
     /// Returns what to do about the failure of this request, for the node's operators.
     pub fn advice_for(&self, request: &RoleRequest) -> Option<Cow<'static, str>> {
-        self.kind().map_or_else(|| self.advice(), |kind| Some(kind.with(request).advice().into()))
+        self.kind_for(request).map_or_else(|| self.advice(), |kind| Some(kind.advice().into()))
     }
 
     /// Returns a message about this request for the pod's owner, with what to do; `None` if the owner cannot fix the failure. It never
@@ -235,7 +268,7 @@ impl AssumeRoleError {
     pub fn for_owner(&self, request: &RoleRequest) -> Option<&'static str> {
         match self {
             Self::NotAsked(why) => why.for_owner(),
-            error => error.kind()?.with(request).for_owner(),
+            error => error.kind_for(request)?.for_owner(),
         }
     }
 }
@@ -249,18 +282,28 @@ impl Advise for AssumeRoleError {
             Self::OtherRole { .. } => Some(CHECK_ENDPOINT.into()),
             Self::NotAsked(why) => Some(why.advice().into()),
             Self::Expired { .. } => Some("check the node's clock".into()),
-            Self::Denied { .. } | Self::Invalid { .. } | Self::TooLong { .. } | Self::Throttled | Self::Failed { .. } => {
-                self.kind().map(|kind| kind.advice().into())
-            }
+            Self::Denied { .. }
+            | Self::Invalid { .. }
+            | Self::TooLong { .. }
+            | Self::Throttled
+            | Self::Failed { .. }
+            | Self::InChain { .. } => self.kind().map(|kind| kind.advice().into()),
         }
     }
 }
 
 /// A source of sessions: STS, or a fake in tests.
 pub trait AssumeRole: Send + Sync + 'static {
-    /// Requests a session. Each call makes one request to STS. The only state kept between calls is the maximum session duration:
-    /// after [`AssumeRoleError::TooLong`], the next call requests a shorter session.
-    fn assume_role(&self, request: &RoleRequest) -> impl Future<Output = Result<Credentials, AssumeRoleError>> + Send;
+    /// Makes one request to STS. If the request has a target role, two are needed: without `source`, this call returns the
+    /// credentials of the source role. With these as `source`, it returns those of the target role, as for other requests.
+    ///
+    /// The only state kept between calls is the maximum session duration: after [`AssumeRoleError::TooLong`], the next call requests
+    /// a shorter session.
+    fn assume_role(
+        &self,
+        request: &RoleRequest,
+        source: Option<&Credentials>,
+    ) -> impl Future<Output = Result<Credentials, AssumeRoleError>> + Send;
 }
 
 /// STS with access to the daemon's own identity, for operator commands.

@@ -83,8 +83,14 @@ impl EventCause {
             Denial::NodeRole | Denial::ContradictedAccount | Denial::ForeignAccount | Denial::OtherPartition | Denial::NotAllowedOnNode => {
                 Some(Self::RefusedOnNode { by_default })
             }
+            Denial::TargetRole(of_target) => Self::denied(*of_target, by_default).map(|cause| match cause {
+                // Says that the target role is the refused one.
+                Self::Denied(_) => Self::Denied(denial),
+                other => other,
+            }),
             Denial::NoRole
             | Denial::BadRole(..)
+            | Denial::TargetWithoutRole(_)
             | Denial::ServiceAccountsForbidden
             | Denial::BadExternalId(_)
             | Denial::NamespaceHasNoList

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::advice::Advise as _;
 use crate::config::explain_command::PodReference;
-use crate::credentials::AssumeRoleError;
+use crate::credentials::{AssumeRoleError, Credentials};
 use crate::policy::trace::StepVerdict;
 use crate::policy::{Denial, RoleRequest};
 
@@ -98,8 +98,11 @@ pub(crate) struct ReportStep {
 /// The parameters of AssumeRole, to read only: they cannot become a `RoleRequest`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StsParameters {
-    /// The role's ARN.
+    /// The ARN of the role whose session the pod gets.
     pub role: String,
+    /// The ARN of the role that assumes it, if it is a target role.
+    #[serde(default)]
+    pub source_role: Option<String>,
     /// The session's name.
     pub session_name: String,
     /// The session's source identity, if one is set.
@@ -108,6 +111,9 @@ pub(crate) struct StsParameters {
     pub external_id: bool,
     /// The session's tags.
     pub tags: Vec<ReportedTag>,
+    /// Whether all tags are transitive.
+    #[serde(default)]
+    pub has_transitive_tags: bool,
     /// The requested duration of the session.
     pub duration_seconds: u64,
 }
@@ -128,6 +134,9 @@ pub(crate) struct Assumed {
     pub identity: Option<String>,
     /// `ok`, or the name of the failure, as in the metrics.
     pub outcome: String,
+    /// The access key ID of the source role's session, if there is a target role and the source role was assumed.
+    #[serde(default)]
+    pub source_access_key_id: Option<String>,
     /// The session's access key ID, by which CloudTrail finds it.
     pub access_key_id: Option<String>,
     /// The session's expiry, in RFC 3339 format.
@@ -156,11 +165,14 @@ impl Report {
     }
 
     /// Adds the response that STS gave to `caller`.
-    fn asked(&mut self, request: &RoleRequest, caller: Option<String>, answer: Result<Session, AssumeRoleError>) {
-        let mut assumed = Assumed { identity: caller, outcome: "ok".to_owned(), access_key_id: None, expires_at: None };
+    fn asked(&mut self, request: &RoleRequest, caller: Option<String>, asked: AskedSts) {
+        let AskedSts { source_access_key_id, answer } = asked;
+        let mut assumed =
+            Assumed { identity: caller, outcome: "ok".to_owned(), source_access_key_id, access_key_id: None, expires_at: None };
         match answer {
             Ok(session) => {
-                self.message = format!("{}, and STS lets {} assume it", self.message, assumed.identity.as_deref().unwrap_or("rolegate"));
+                let caller = request.source_role().map(|role| role.as_str()).or(assumed.identity.as_deref()).unwrap_or("rolegate");
+                self.message = format!("{}, and STS lets {caller} assume it", self.message);
                 if session.life + A_MINUTE < request.duration() {
                     self.notes.push(format!(
                         "sessions of this role last {}, not {} as --session-duration says. To fix: raise the role's maximum session \
@@ -187,11 +199,27 @@ impl Report {
     }
 }
 
+/// What STS answered.
+struct AskedSts {
+    /// The access key ID of the source role's session, if there is one.
+    source_access_key_id: Option<String>,
+    /// The answer for the role whose session the pod gets, or the first failure.
+    answer: Result<Session, AssumeRoleError>,
+}
+
 /// The public part of a session.
 struct Session {
     access_key_id: String,
     expires_at: String,
     life: Duration,
+}
+
+impl Session {
+    /// Takes the public part. The credentials are dropped.
+    fn of(credentials: Credentials) -> Self {
+        let (life, expires_at) = (credentials.life(), credentials.expires_at.to_string());
+        Self { access_key_id: credentials.access_key_id, expires_at, life }
+    }
 }
 
 /// Differences between durations below this come from the time of the request itself.
@@ -201,10 +229,12 @@ impl StsParameters {
     fn of(request: &RoleRequest) -> Self {
         Self {
             role: request.role().to_string(),
+            source_role: request.source_role().map(ToString::to_string),
             session_name: request.session_name().as_str().to_owned(),
             source_identity: request.source_identity().map(|identity| identity.as_str().to_owned()),
             external_id: request.external_id().is_some(),
             tags: request.tags().iter().map(|tag| ReportedTag { key: tag.key().to_owned(), value: tag.value().to_owned() }).collect(),
+            has_transitive_tags: request.has_transitive_tags(),
             duration_seconds: request.duration().as_secs(),
         }
     }

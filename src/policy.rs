@@ -3,7 +3,8 @@
 //!
 //! The role comes from the pod's annotation, its service account's annotation, or `--default-role`, in this order. A malformed
 //! one denies and never falls back to the next. The node's limits apply next (its partition, its own role, `--allowed-roles`),
-//! then the namespace's. Only this module creates a [`RoleRequest`], and only a [`RoleRequest`] opens the credential cache: a
+//! then the namespace's. If the pod has a target role, all limits apply to both roles, and if either is refused, the pod gets
+//! neither. Only this module creates a [`RoleRequest`], and only a [`RoleRequest`] opens the credential cache: a
 //! role that was not allowed cannot be requested.
 //!
 //! The daemon's AWS identities, its own and that of an intermediate role, may become known after the first decision. Until
@@ -33,7 +34,7 @@ use namespace::Namespaces;
 use node::{INTERMEDIATE, NodeChanges, NodeIdentity, OWN};
 use patterns::{Mistake, Patterns};
 pub use rules::{Discovered, Rules};
-use trace::{Silent, Trace, What};
+use trace::{OfTarget, Silent, StepVerdict, Trace, TraceStep, What};
 
 /// The policy: the operator's settings and the daemon's identity.
 #[derive(Debug)]
@@ -88,17 +89,15 @@ impl Policy {
         self.node.changes()
     }
 
-    /// Returns the role that the pod asks for, whether or not it may have it.
+    /// Returns the role that the pod asks for, whether or not it may have it: its target role, if it names one.
     pub fn named_role(&self, pod: &Pod, context: &PodContext) -> Option<RoleArn> {
-        self.role(pod, context, &mut Silent).ok()
+        let (role, target) = self.roles(pod, context, &mut Silent).ok()?;
+        Some(target.unwrap_or(role))
     }
 
     /// Checks whether a namespace allows a role, as enforced restrictions would.
     pub fn check_namespace(&self, role: &RoleArn, namespace: Option<&Namespace>) -> Result<(), Denial> {
-        if self.rules.default_role.as_ref() == Some(role) {
-            return Ok(());
-        }
-        self.namespaces.check(role, namespace, &mut Silent)
+        self.restrict(role, namespace, &mut Silent)
     }
 
     /// Whether `--allowed-roles` allows the default role, if there is one.
@@ -121,17 +120,17 @@ impl Policy {
             Ok(request) => request,
             Err(denial) => return Decision::Deny(denial),
         };
-        let checked = match self.rules.restrictions {
-            Restrictions::Off => {
+        let namespace = context.namespace.as_deref();
+        let checked = match (self.rules.restrictions, request.source_role()) {
+            (Restrictions::Off, _) => {
                 trace.skip(What::Namespace, || "--namespace-restrictions".to_owned(), || "off".to_owned());
                 Ok(())
             }
-            // The operator's own default role needs no list, as in kube2iam.
-            _ if self.rules.default_role.as_ref() == Some(&request.role) => {
-                trace.skip(What::Namespace, || "--default-role".to_owned(), || "allowed in every namespace".to_owned());
-                Ok(())
-            }
-            _ => self.namespaces.check(&request.role, context.namespace.as_deref(), trace),
+            (_, None) => self.restrict(request.role(), namespace, trace),
+            (_, Some(source)) => self.restrict(source, namespace, trace).and_then(|()| {
+                let checked = self.restrict(request.role(), namespace, &mut OfTarget(trace));
+                checked.map_err(Denial::of_target)
+            }),
         };
         match checked {
             Ok(()) => Decision::Allow { request, audit: None },
@@ -143,9 +142,26 @@ impl Policy {
         }
     }
 
+    /// Applies the namespace's limits to a role.
+    fn restrict(&self, role: &RoleArn, namespace: Option<&Namespace>, trace: &mut impl Trace) -> Result<(), Denial> {
+        // The operator's own default role needs no list, as in kube2iam.
+        if self.rules.default_role.as_ref() == Some(role) {
+            trace.skip(What::Namespace, || "--default-role".to_owned(), || "allowed in every namespace".to_owned());
+            return Ok(());
+        }
+        self.namespaces.check(role, namespace, trace)
+    }
+
     fn request(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Result<RoleRequest, Denial> {
-        let role = self.role(pod, context, trace)?;
+        let (role, target) = self.roles(pod, context, trace)?;
         self.check_node(&role, trace)?;
+        if let Some(target) = &target {
+            self.check_node(target, &mut OfTarget(trace)).map_err(Denial::of_target)?;
+        }
+        let (role, source_role) = match target {
+            Some(target) => (target, Some(role)),
+            None => (role, None),
+        };
         // As in kube2iam, an empty one counts as absent. Templates of manifests leave such ones behind.
         let external_id = pod.external_id.as_deref().filter(|id| !id.is_empty());
         let external_id = external_id.map(str::parse::<ExternalId>).transpose().map_err(Denial::BadExternalId);
@@ -153,14 +169,31 @@ impl Policy {
             Ok(None) => None,
             given => {
                 let source = || format!("the external-id annotation of pod {}/{}", pod.namespace, pod.name);
-                trace.check(What::ExternalId, source, given, |_| "set".to_owned())?
+                let detail = if source_role.is_some() { "set, for the target role" } else { "set" };
+                trace.check(What::ExternalId, source, given, |_| detail.to_owned())?
             }
         };
         let session_name = self.rules.sessions.name(pod, &role, trace);
         let source_identity = self.rules.sessions.source_identity(pod, &role, trace);
         let tags = self.rules.sessions.tags(pod, trace);
+        let has_transitive_tags = self.rules.sessions.transitive_tags && !tags.is_empty();
         let holder = self.rules.sessions.holder(pod);
-        Ok(RoleRequest { role, session_name, source_identity, external_id, tags, duration: self.rules.session_duration, holder })
+        let duration = self.rules.session_duration;
+        let request =
+            RoleRequest { role, source_role, session_name, source_identity, external_id, tags, has_transitive_tags, duration, holder };
+        if request.duration() < duration {
+            trace.note(|| TraceStep {
+                what: What::SessionDuration,
+                source: "--session-duration".to_owned(),
+                detail: format!(
+                    "{}, not {}: AWS limits the session of a target role",
+                    humantime::format_duration(request.duration()),
+                    humantime::format_duration(duration)
+                ),
+                verdict: StepVerdict::Passed,
+            });
+        }
+        Ok(request)
     }
 
     /// Applies the limits of the node to a role, which are the same for all pods.

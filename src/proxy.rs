@@ -358,7 +358,8 @@ impl<A: AssumeRole> Proxy<A> {
         self.events.tell(pod, EventCause::would_be_denied(denial));
         if self.logged.is_due((&pod.uid, denial.name())) {
             warn!(
-                event = "would-be-refused", namespace = %pod.namespace, pod = %pod.name, role = %request.role(), reason = denial.name(),
+                event = "would-be-refused", namespace = %pod.namespace, pod = %pod.name, role = %request.refused_role(denial),
+                reason = denial.name(),
                 error = %denial, advice = denial.advice().as_deref(),
                 "served because of --namespace-restrictions=audit; would be refused with --namespace-restrictions=true"
             );

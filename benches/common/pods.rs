@@ -74,6 +74,7 @@ pub(crate) async fn watch(url: &str) -> (JoinHandle<()>, Pods) {
         now: Box::new(|| rolegate::clock::Clock::system().now()),
         annotations: AnnotationKeys {
             role: annotation("role"),
+            target_role: annotation("target-role"),
             external_id: annotation("external-id"),
             allowed_roles: annotation("allowed-roles"),
         },

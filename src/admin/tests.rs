@@ -19,7 +19,7 @@ use crate::policy::{Policy, RoleRequest, Rules};
 struct Sts(Arc<tokio::sync::Semaphore>);
 
 impl AssumeRole for Sts {
-    async fn assume_role(&self, _: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+    async fn assume_role(&self, _: &RoleRequest, _: Option<&Credentials>) -> Result<Credentials, AssumeRoleError> {
         self.0.acquire().await.unwrap().forget();
         Err(AssumeRoleError::Denied { message: "no".to_owned() })
     }

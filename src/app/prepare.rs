@@ -250,6 +250,7 @@ pub(super) async fn rules(aws: Option<&Aws>, config: &Config, node: &NodeIdentit
             scope: sessions.scope,
             source_identity: sessions.source_identity.clone(),
             tags: sessions.tags.clone(),
+            transitive_tags: sessions.transitive_tags,
         },
         session_duration: sessions.duration,
     })

@@ -105,6 +105,7 @@ const CASES: &[Case] = &[
     ("cache-resync-period", "1h", &[], |config| warned(config, "--cache-resync-period has no effect")),
     ("resolve-duplicate-cache-ips", "true", &[], |config| warned(config, "--resolve-duplicate-cache-ips has no effect")),
     ("iam-role-key", "example.com/role", &[], |config| config.pods.annotations.role == "example.com/role"),
+    ("iam-target-role-key", "example.com/target", &[], |config| config.pods.annotations.target_role == "example.com/target"),
     ("iam-external-id", "example.com/id", &[], |config| config.pods.annotations.external_id == "example.com/id"),
     ("base-role-arn", BASE, &[], |config| config.roles.base == BaseRole::Given(BASE.parse().unwrap())),
     ("auto-discover-base-arn", "true", &[], |config| config.roles.base == BaseRole::Discover),
@@ -126,6 +127,7 @@ const CASES: &[Case] = &[
     ("source-identity", "{namespace}.{pod}", &[], |config| config.sessions.source_identity == Some("{namespace}.{pod}".parse().unwrap())),
     ("session-scope", "role", &[], |config| config.sessions.scope == SessionScope::Role),
     ("session-tags", "pod,namespace", &[], |config| config.sessions.tags == [SessionTag::Namespace, SessionTag::Pod]),
+    ("session-tags-transitive", "true", &["--session-tags=pod"], |config| config.sessions.transitive_tags),
     ("cluster-name", "prod", &[], |config| config.sessions.cluster.as_deref() == Some("prod")),
     ("iam-role-session-ttl", "15m", &[], |config| {
         config.sessions.duration == Duration::from_secs(1800) && warned(config, "--iam-role-session-ttl is doubled")

@@ -46,6 +46,7 @@ use crate::role::{BaseArn, CallerIdentity, RoleArn, SessionName};
 use crate::text::bounded;
 
 mod authorities;
+mod call;
 mod observer;
 mod own;
 mod translate;
@@ -53,6 +54,7 @@ mod whose;
 
 use authorities::AuthorityError;
 pub(crate) use authorities::AuthorityFile;
+use call::{AskedSession, AssumeRoleCall};
 pub(crate) use observer::StsSighting;
 use observer::{Date, Endpoint};
 use own::Own;
@@ -254,7 +256,8 @@ impl Aws {
         // Retries are left to the gate and its pauses, so that each request passes the gate and is counted.
         let caller = Arc::new(intermediate.as_ref().unwrap_or(&base).without_retries());
         let identity = Arc::new(Inquiry::new(base, intermediate, node.clone()));
-        Sts { caller, clock, identity, doubt: Arc::default(), durations: Arc::default(), clock_skew: Arc::default() }
+        let (doubt, durations, clock_skew, chained_duration) = Default::default();
+        Sts { caller, clock, identity, doubt, durations, clock_skew, chained_duration }
     }
 
     /// Returns `arn:PARTITION:iam::ACCOUNT:role/` of the node, from its instance profile.
@@ -306,6 +309,8 @@ pub(crate) struct Sts {
     durations: Arc<Durations>,
     /// Ensures that a clock difference is logged once.
     clock_skew: Arc<Condition>,
+    /// Ensures that the limit for target roles is logged once.
+    chained_duration: Arc<Condition>,
 }
 
 impl Sts {
@@ -327,13 +332,23 @@ impl Sts {
 }
 
 impl AssumeRole for Sts {
-    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+    async fn assume_role(&self, request: &RoleRequest, source: Option<&Credentials>) -> Result<Credentials, AssumeRoleError> {
         // A decision made before the identity was known is made again before a pod gets credentials.
         self.identity.known().await.map_err(|error| AssumeRoleError::IdentityUnknown(Box::new(error)))?;
         let date = Date::default();
         let (sent, began) = (self.clock.now(), Instant::now());
-        let ask = |duration| self.ask(request, duration, date.clone());
-        let (given, duration) = self.durations.ask(request.role(), request.duration(), ask).await?;
+        let call = AssumeRoleCall::of(request, source);
+        if call.source.is_some() && request.duration() < request.configured_duration() && self.chained_duration.begins() {
+            warn!(
+                event = "session-duration-limited", role = %call.role,
+                session_duration = %humantime::format_duration(request.configured_duration()),
+                "AWS allows sessions of 1 hour for target roles, which another role assumes; using sessions of 1 hour for all of them; \
+                 nothing needs to be done unless pods need longer sessions"
+            );
+        }
+        let ask = |duration| self.ask(&call, duration, date.clone());
+        let answer = self.durations.ask(call.role, call.duration, ask).await;
+        let (given, duration) = answer.map_err(|error| error.in_chain(call.chain))?;
         let expires_at = Timestamp::new(given.expiration.secs(), 0).map_err(|_| incomplete())?;
         let texts = [&given.access_key_id, &given.secret_access_key, &given.session_token];
         // Expiration times follow this node's clock. Pods share it, and compute the remaining time from it.
@@ -348,7 +363,7 @@ impl AssumeRole for Sts {
             );
         }
         let expires_at = expires_at.checked_sub(ahead).map_err(|_| incomplete())?;
-        let asked = AssumeRoleCall { sent, duration, took: began.elapsed() };
+        let asked = AskedSession { sent, duration, took: began.elapsed() };
         let expires_at = asked.at_the_latest(now).ok_or_else(incomplete)?.min(expires_at);
         // The SDK accepts a truncated response as complete. Its fields are then empty, and its time is in 1970.
         if expires_at <= now {
@@ -372,35 +387,47 @@ impl Sts {
     }
 
     /// Makes one request to STS. Stores the time at STS in `date`.
-    async fn ask(&self, request: &RoleRequest, duration: Duration, date: Date) -> Result<aws_sdk_sts::types::Credentials, AssumeRoleError> {
+    async fn ask(
+        &self,
+        call: &AssumeRoleCall<'_>,
+        duration: Duration,
+        date: Date,
+    ) -> Result<aws_sdk_sts::types::Credentials, AssumeRoleError> {
+        let AssumeRoleCall { request, role, .. } = *call;
         let seconds = i32::try_from(duration.as_secs()).unwrap_or(3600);
         let tag = |tag: &policy::session::RequestTag| Tag::builder().key(tag.key()).value(tag.value()).build();
         let tags: Result<Vec<Tag>, _> = request.tags().iter().map(tag).collect();
         let tags = tags.map_err(|_| AssumeRoleError::Invalid { message: "the session tags could not be built".to_owned() })?;
-        let call = |client: Client| {
-            let call = client
+        let transitive = call.has_transitive_tags().then(|| request.tags().iter().map(|tag| tag.key().to_owned()).collect());
+        let ask = |client: Client| {
+            let request = client
                 .assume_role()
-                .role_arn(request.role().as_str())
+                .role_arn(role.as_str())
                 .role_session_name(request.session_name().as_str())
                 .set_source_identity(request.source_identity().map(|identity| identity.as_str().to_owned()))
-                .set_external_id(request.external_id().map(|id| id.as_str().to_owned()))
-                // No tag is transitive.
+                .set_external_id(call.external_id().map(|id| id.as_str().to_owned()))
                 .set_tags((!tags.is_empty()).then(|| tags.clone()))
+                .set_transitive_tag_keys(transitive.clone())
                 .duration_seconds(seconds);
-            call.customize().interceptor(date.clone()).send()
+            request.customize().interceptor(date.clone()).send()
         };
-        let answer = self.caller.ask(call).await;
-        match &answer {
-            Err(AssumeRoleError::OwnIdentity { .. }) => self.doubt.notify_one(),
-            // Credentials that the SDK renewed meanwhile may be anybody's: see `KnownNode::contradiction`.
-            Err(AssumeRoleError::Denied { message }) if self.names_foreign_caller(message) => self.doubt.notify_one(),
-            _ => {}
-        }
-        let answer = answer?;
-        whose::check(request, answer.assumed_role_user(), answer.source_identity()).inspect_err(|error| {
+        let answer = match call.source {
+            Some(source) => self.caller.ask_as(source, ask).await?,
+            None => {
+                let answer = self.caller.ask(ask).await;
+                match &answer {
+                    Err(AssumeRoleError::OwnIdentity { .. }) => self.doubt.notify_one(),
+                    // Credentials that the SDK renewed meanwhile may be anybody's: see `KnownNode::contradiction`.
+                    Err(AssumeRoleError::Denied { message }) if self.names_foreign_caller(message) => self.doubt.notify_one(),
+                    _ => {}
+                }
+                answer?
+            }
+        };
+        whose::check(request, role, answer.assumed_role_user(), answer.source_identity()).inspect_err(|error| {
             error!(
                 event = "sts-answered-for-another-role",
-                role = request.role().as_str(),
+                role = role.as_str(),
                 session = request.session_name().as_str(),
                 advice = CHECK_ENDPOINT,
                 %error,
@@ -408,27 +435,6 @@ impl Sts {
             );
         })?;
         answer.credentials.ok_or_else(incomplete)
-    }
-}
-
-/// One request to STS.
-struct AssumeRoleCall {
-    /// When it was sent, by the wall clock.
-    sent: Timestamp,
-    /// The session's duration.
-    duration: Duration,
-    /// The time until the response, by the monotonic clock.
-    took: Duration,
-}
-
-impl AssumeRoleCall {
-    /// Returns the latest possible expiry of the session. `now` is the time of the response. STS issues the session after the
-    /// request was sent, so it expires at most its duration later, by either clock. The date of the response may be wrong, the
-    /// clock may have been set meanwhile, or the machine may have slept.
-    fn at_the_latest(&self, now: Timestamp) -> Option<Timestamp> {
-        let by_wall = self.sent.checked_add(self.duration).ok()?;
-        let by_time_passed = now.checked_add(self.duration.saturating_sub(self.took)).ok()?;
-        Some(by_wall.min(by_time_passed))
     }
 }
 

@@ -4,6 +4,7 @@
 //! The codes are those of the STS API reference ("Common error types", and the errors of each action). A code alone often does not
 //! say what is wrong: `AccessDenied` and `ValidationError` have many causes, and their messages tell these apart.
 
+use super::chain::ChainCall;
 use crate::policy::RoleRequest;
 
 /// The meaning of an error response of STS.
@@ -15,10 +16,20 @@ pub(crate) enum StsErrorKind {
     WithoutExternalId,
     /// Like [`Self::AssumeRole`], for a request with an external ID.
     WithExternalId,
+    /// Like [`Self::AssumeRole`], for the role that assumes the target role.
+    SourceRole,
+    /// Like [`Self::AssumeRole`], for a target role and a request without an external ID.
+    TargetWithoutExternalId,
+    /// Like [`Self::AssumeRole`], for a target role and a request with an external ID.
+    TargetWithExternalId,
     /// `AccessDenied` for `sts:SetSourceIdentity`.
     SetSourceIdentity,
+    /// Like [`Self::SetSourceIdentity`], for a target role.
+    TargetSetSourceIdentity,
     /// `AccessDenied` for `sts:TagSession`.
     TagSession,
+    /// Like [`Self::TagSession`], for a target role.
+    TargetTagSession,
     /// `AccessDenied` by a policy above both roles: of the organization, of a VPC endpoint, or a permissions boundary.
     PolicyAbove,
     /// `AccessDenied` for `sts:AssumeRoleWithWebIdentity`, with which the daemon gets its own credentials.
@@ -128,12 +139,18 @@ impl StsErrorKind {
         }
     }
 
-    /// Returns the meaning for this request. Whether it has an external ID says what a denial may be about.
-    pub(super) fn with(self, request: &RoleRequest) -> Self {
-        match (self, request.external_id()) {
-            (Self::AssumeRole, None) => Self::WithoutExternalId,
-            (Self::AssumeRole, Some(_)) => Self::WithExternalId,
-            (kind, _) => kind,
+    /// Returns the meaning for this request, and for the call that was refused if it has a target role. Whether the request has an
+    /// external ID says what a denial may be about.
+    pub(super) fn with(self, request: &RoleRequest, call: Option<ChainCall>) -> Self {
+        match (self, call, request.external_id()) {
+            (Self::AssumeRole, None, None) => Self::WithoutExternalId,
+            (Self::AssumeRole, None, Some(_)) => Self::WithExternalId,
+            (Self::AssumeRole, Some(ChainCall::Source), _) => Self::SourceRole,
+            (Self::AssumeRole, Some(ChainCall::Target), None) => Self::TargetWithoutExternalId,
+            (Self::AssumeRole, Some(ChainCall::Target), Some(_)) => Self::TargetWithExternalId,
+            (Self::SetSourceIdentity, Some(ChainCall::Target), _) => Self::TargetSetSourceIdentity,
+            (Self::TagSession, Some(ChainCall::Target), _) => Self::TargetTagSession,
+            (kind, ..) => kind,
         }
     }
 
@@ -143,8 +160,13 @@ impl StsErrorKind {
             Self::AssumeRole
             | Self::WithoutExternalId
             | Self::WithExternalId
+            | Self::SourceRole
+            | Self::TargetWithoutExternalId
+            | Self::TargetWithExternalId
             | Self::SetSourceIdentity
+            | Self::TargetSetSourceIdentity
             | Self::TagSession
+            | Self::TargetTagSession
             | Self::PolicyAbove
             | Self::WebIdentityDenied => StsErrorClass::Denied,
             Self::Duration
@@ -180,6 +202,28 @@ impl StsErrorKind {
                 "check that the role exists; its trust policy must allow sts:AssumeRole for rolegate's own role, and the policies of that \
                  role must allow sts:AssumeRole on the pod's role; an external ID was sent, and a condition on sts:ExternalId in the trust \
                  policy must match it"
+            }
+            Self::SourceRole => {
+                "check that the role exists; its trust policy must allow sts:AssumeRole for rolegate's own role, without an external ID, \
+                 which is sent for the target role only, and the policies of rolegate's own role must allow sts:AssumeRole on this role"
+            }
+            Self::TargetWithoutExternalId => {
+                "check that the target role exists; its trust policy must allow sts:AssumeRole for the pod's role, and the policies of the \
+                 pod's role must allow sts:AssumeRole on the target role; no external ID was sent, so if the trust policy has a condition \
+                 on sts:ExternalId, set the external-id annotation of the pod"
+            }
+            Self::TargetWithExternalId => {
+                "check that the target role exists; its trust policy must allow sts:AssumeRole for the pod's role, and the policies of the \
+                 pod's role must allow sts:AssumeRole on the target role; an external ID was sent, and a condition on sts:ExternalId in the \
+                 trust policy must match it"
+            }
+            Self::TargetSetSourceIdentity => {
+                "the target role's trust policy must allow sts:SetSourceIdentity for the pod's role, and the policies of the pod's role must \
+                 allow sts:SetSourceIdentity on the target role; or remove --source-identity"
+            }
+            Self::TargetTagSession => {
+                "the target role's trust policy must allow sts:TagSession for the pod's role, and the policies of the pod's role must allow \
+                 sts:TagSession on the target role; or remove --session-tags"
             }
             Self::SetSourceIdentity => {
                 "the role's trust policy must allow sts:SetSourceIdentity for rolegate's own role, and the policies of that role must allow \
@@ -277,6 +321,29 @@ impl StsErrorKind {
                  trust policy for the node role, and in the policies of the node role for this role. The pod sets an external ID: check \
                  that it is the one that the trust policy requires"
             }
+            Self::SourceRole => {
+                "AWS does not let this node assume the pod's role, which assumes the target role. To fix: check that the role exists, and \
+                 allow sts:AssumeRole in its trust policy for the node role, without an external ID, and in the policies of the node role \
+                 for this role. The pod's external ID is for the target role only"
+            }
+            Self::TargetWithoutExternalId => {
+                "AWS does not let the pod's role assume the target role. To fix: check that the target role exists, and allow \
+                 sts:AssumeRole in its trust policy for the pod's role, and in the policies of the pod's role for the target role. The pod \
+                 sets no external ID: if the trust policy requires one, set the external-id annotation of the pod"
+            }
+            Self::TargetWithExternalId => {
+                "AWS does not let the pod's role assume the target role. To fix: check that the target role exists, and allow \
+                 sts:AssumeRole in its trust policy for the pod's role, and in the policies of the pod's role for the target role. The pod \
+                 sets an external ID: check that it is the one that the trust policy requires"
+            }
+            Self::TargetSetSourceIdentity => {
+                "AWS does not let the pod's role set the source identity of the target role's session. To fix: allow sts:SetSourceIdentity \
+                 in the target role's trust policy for the pod's role, and in the policies of the pod's role for the target role"
+            }
+            Self::TargetTagSession => {
+                "AWS does not let the pod's role tag the target role's session. To fix: allow sts:TagSession in the target role's trust \
+                 policy for the pod's role, and in the policies of the pod's role for the target role"
+            }
             Self::SetSourceIdentity => {
                 "AWS does not let this node set the source identity of the pod's session. To fix: allow sts:SetSourceIdentity in the \
                  role's trust policy for the node role, and in the policies of the node role for this role"
@@ -294,7 +361,8 @@ impl StsErrorKind {
                  session duration, or have --session-duration lowered"
             }
             Self::RoleArn => {
-                "AWS rejected the ARN of the pod's role. To fix: check the partition, the account and the path in the role annotation"
+                "AWS rejected the ARN of the role. To fix: check the partition, the account and the path in the annotation that names it: role, \
+                 or target-role"
             }
             Self::ExternalIdForm => {
                 "AWS rejected the external ID. To fix: correct the external-id annotation of the pod: 2 to 1224 letters, digits and \
@@ -305,8 +373,8 @@ impl StsErrorKind {
                  operators for the error in rolegate's log"
             }
             Self::RegionDisabled => {
-                "STS is not activated for this node's region in the account of the pod's role. To fix: activate it there (IAM console, \
-                 Account settings)"
+                "STS is not activated for this node's region in the account of the role (of the target role, if the pod has one). To fix: \
+                 activate it there (IAM console, Account settings)"
             }
             Self::PackedPolicyTooLarge => {
                 "the session tags are too long for AWS. To fix: shorten the names of the pod and its service account, or ask the cluster's \

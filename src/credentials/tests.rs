@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::chain::called_role;
 use super::*;
 use crate::clock::Clock;
 use crate::pods::{Pod, PodContext, PodUid};
@@ -31,7 +32,7 @@ pub(super) struct FakeSts(Arc<State>);
 
 struct State {
     clock: Clock,
-    calls: Mutex<Vec<(Instant, RoleRequest)>>,
+    calls: Mutex<Vec<FakeCall>>,
     answers: Mutex<VecDeque<Answer>>,
     always: Mutex<Option<Answer>>,
     of_roles: Mutex<HashMap<String, Answer>>,
@@ -39,6 +40,22 @@ struct State {
     gate: Semaphore,
     /// How long a response takes.
     latency: Mutex<Duration>,
+}
+
+/// One call that arrived.
+struct FakeCall {
+    at: Instant,
+    request: RoleRequest,
+    chain: Option<ChainCall>,
+    /// The access key ID of the source role's session, if it signed the call.
+    signed_by: Option<String>,
+}
+
+impl FakeCall {
+    /// The name of the role that is assumed.
+    fn role(&self) -> &str {
+        called_role(&self.request, self.chain).name()
+    }
 }
 
 impl FakeSts {
@@ -63,13 +80,19 @@ impl FakeSts {
     }
 
     pub(super) fn requests(&self) -> Vec<RoleRequest> {
-        self.0.calls.lock().unwrap().iter().map(|(_, request)| request.clone()).collect()
+        self.0.calls.lock().unwrap().iter().map(|call| call.request.clone()).collect()
+    }
+
+    /// Returns the role that each call assumes, with the access key that signs it if that is not the daemon's own.
+    pub(super) fn steps(&self) -> Vec<(String, Option<String>)> {
+        let calls = self.0.calls.lock().unwrap();
+        calls.iter().map(|call| (call.role().to_owned(), call.signed_by.clone())).collect()
     }
 
     /// Returns the times of the calls for this role.
     pub(super) fn calls_for(&self, role: &str) -> Vec<Instant> {
         let calls = self.0.calls.lock().unwrap();
-        calls.iter().filter(|(_, request)| request.role().name() == role).map(|(at, _)| *at).collect()
+        calls.iter().filter(|call| call.role() == role).map(|call| call.at).collect()
     }
 
     /// Queues the response to one call. After the queued responses, `always` applies.
@@ -104,8 +127,8 @@ impl FakeSts {
         *self.0.latency.lock().unwrap() = latency;
     }
 
-    fn answer(&self, request: &RoleRequest) -> Answer {
-        let of_role = self.0.of_roles.lock().unwrap_or_else(PoisonError::into_inner).get(request.role().name()).cloned();
+    fn answer(&self, role: &str) -> Answer {
+        let of_role = self.0.of_roles.lock().unwrap_or_else(PoisonError::into_inner).get(role).cloned();
         let next = || self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let always = || self.0.always.lock().unwrap_or_else(PoisonError::into_inner).clone();
         of_role.or_else(next).or_else(always).unwrap_or(Answer::Session(HOUR))
@@ -113,10 +136,12 @@ impl FakeSts {
 }
 
 impl AssumeRole for FakeSts {
-    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+    async fn assume_role(&self, request: &RoleRequest, source: Option<&Credentials>) -> Result<Credentials, AssumeRoleError> {
+        let chain = ChainCall::of(request, source.is_some());
         let number = {
             let mut calls = self.0.calls.lock().unwrap_or_else(PoisonError::into_inner);
-            calls.push((Instant::now(), request.clone()));
+            let signed_by = source.map(|source| source.access_key_id.clone());
+            calls.push(FakeCall { at: Instant::now(), request: request.clone(), chain, signed_by });
             calls.len()
         };
         self.0.gate.acquire().await.unwrap().forget();
@@ -124,7 +149,7 @@ impl AssumeRole for FakeSts {
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
-        match self.answer(request) {
+        match self.answer(called_role(request, chain).name()) {
             Answer::Session(seconds) => {
                 let issued_at = self.0.clock.now();
                 Ok(Credentials::new(
@@ -135,7 +160,7 @@ impl AssumeRole for FakeSts {
                     issued_at + jiff::SignedDuration::from_secs(seconds),
                 ))
             }
-            Answer::Error(error) => Err(error),
+            Answer::Error(error) => Err(error.in_chain(chain)),
             Answer::Panic => panic!("the test wants it"),
         }
     }
@@ -151,10 +176,29 @@ pub(super) fn request_with_source_identity(role: &str, template: &str) -> RoleRe
     request_by(role, SessionRules { source_identity: Some(template.parse().unwrap()), ..SessionRules::default() })
 }
 
+/// Returns the request of a pod that has this role and this external ID.
+pub(super) fn request_with_external_id(role: &str, id: &str) -> RoleRequest {
+    request_of(&Pod { external_id: Some(id.to_owned()), ..pod(role) }, SessionRules::default())
+}
+
+/// Returns the request of a pod whose role assumes this target role.
+pub(super) fn chained_request(role: &str, target: &str) -> RoleRequest {
+    request_of(&chained_pod(role, target), SessionRules::default())
+}
+
+/// Returns the one pod that has this role and this target role.
+pub(super) fn chained_pod(role: &str, target: &str) -> Pod {
+    Pod { target_role: Some(target.to_owned()), ..pod(role) }
+}
+
 fn request_by(role: &str, sessions: SessionRules) -> RoleRequest {
+    request_of(&pod(role), sessions)
+}
+
+fn request_of(pod: &Pod, sessions: SessionRules) -> RoleRequest {
     let rules = Rules { base: Some("arn:aws:iam::111122223333:role/".parse().unwrap()), sessions, ..Rules::default() };
     let policy = Policy::new(rules, crate::policy::node::NodeIdentity::default()).unwrap();
-    match policy.decide(&pod(role), &PodContext::default()) {
+    match policy.decide(pod, &PodContext::default()) {
         Decision::Allow { request, .. } => request,
         Decision::Deny(denial) => panic!("{denial}"),
     }

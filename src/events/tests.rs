@@ -35,6 +35,8 @@ macro_rules! denials {
 denials! {
     Denial::NoRole => [Denial::NoRole];
     Denial::BadRole(..) => bad_roles();
+    Denial::TargetWithoutRole(_) => [RoleSource::PodTarget, RoleSource::ServiceAccountTarget].map(Denial::TargetWithoutRole);
+    Denial::TargetRole(_) => OF_TARGET;
     Denial::ServiceAccountUnknown => [Denial::ServiceAccountUnknown];
     Denial::ServiceAccountsForbidden => [Denial::ServiceAccountsForbidden];
     Denial::ContradictedAccount => [Denial::ContradictedAccount];
@@ -49,8 +51,22 @@ denials! {
     Denial::NotAllowedInNamespace => [Denial::NotAllowedInNamespace];
 }
 
+const OF_TARGET: [Denial; 5] = [
+    Denial::TargetRole(&Denial::ForeignAccount),
+    Denial::TargetRole(&Denial::OtherPartition),
+    Denial::TargetRole(&Denial::NodeRole),
+    Denial::TargetRole(&Denial::NotAllowedOnNode),
+    Denial::TargetRole(&Denial::NotAllowedInNamespace),
+];
+
 fn bad_roles() -> Vec<Denial> {
-    let sources = [RoleSource::Pod, RoleSource::ServiceAccount, RoleSource::EksServiceAccount];
+    let sources = [
+        RoleSource::Pod,
+        RoleSource::ServiceAccount,
+        RoleSource::EksServiceAccount,
+        RoleSource::PodTarget,
+        RoleSource::ServiceAccountTarget,
+    ];
     let mistakes = [RoleMistake::Empty, RoleMistake::Spaces, RoleMistake::ControlCharacters, RoleMistake::NoBaseArn];
     let mistakes: Vec<_> = mistakes.into_iter().chain(FORMS.map(RoleMistake::Form)).collect();
     sources.into_iter().flat_map(|source| mistakes.iter().map(move |mistake| Denial::BadRole(source, *mistake))).collect()

@@ -9,13 +9,14 @@ use tracing::{info, warn};
 
 use super::look::look;
 use super::modes::RequestModes;
-use super::{By, Report, Session};
+use super::{AskedSts, By, Report, Session};
 use crate::advice::join;
 use crate::backoff::Backoff;
 use crate::config::explain_command::PodReference;
 use crate::connections::ConnectionRecord;
 use crate::credentials::cache::Sessions;
-use crate::credentials::{AssumeRoleError, StsOfNode};
+use crate::credentials::chain::{ChainCall, called_role};
+use crate::credentials::{AssumeRoleError, Credentials, StsOfNode};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::policy::{Policy, RoleRequest};
@@ -156,13 +157,13 @@ impl<A: StsOfNode> Explainer<A> {
         let (mut report, request) = self.look(pod);
         self.note_state(&mut report, pod, request.as_ref()).await;
         let Some(request) = request else { return Ok(report) };
-        let answer = match &who {
+        let asked = match &who {
             Ok(_) => self.ask(&request).await,
-            Err(error) => Err(error.clone()),
+            Err(error) => AskedSts { source_access_key_id: None, answer: Err(error.clone()) },
         };
         pace.failures = failures;
-        pace.answered(answer.is_ok());
-        report.asked(&request, who.ok(), answer);
+        pace.answered(asked.answer.is_ok());
+        report.asked(&request, who.ok(), asked);
         Ok(report)
     }
 
@@ -170,13 +171,28 @@ impl<A: StsOfNode> Explainer<A> {
         look(pod, &self.node, self.by, &self.pods, &self.policy)
     }
 
-    async fn ask(&self, request: &RoleRequest) -> Result<Session, AssumeRoleError> {
-        let mut answer = self.sts.assume_role(request).await;
+    /// Assumes the role, after its source role if it is a target role.
+    async fn ask(&self, request: &RoleRequest) -> AskedSts {
+        if request.source_role().is_none() {
+            return AskedSts { source_access_key_id: None, answer: self.ask_once(request, None).await.map(Session::of) };
+        }
+        match self.ask_once(request, None).await {
+            Ok(source) => {
+                let answer = self.ask_once(request, Some(&source)).await.map(Session::of);
+                AskedSts { source_access_key_id: Some(source.access_key_id.clone()), answer }
+            }
+            Err(error) => AskedSts { source_access_key_id: None, answer: Err(error) },
+        }
+    }
+
+    async fn ask_once(&self, request: &RoleRequest, source: Option<&Credentials>) -> Result<Credentials, AssumeRoleError> {
+        let mut answer = self.sts.assume_role(request, source).await;
         if let Err(error @ AssumeRoleError::TooLong { .. }) = &answer {
             self.metrics.explained(error.name());
-            answer = self.sts.assume_role(request).await;
+            answer = self.sts.assume_role(request, source).await;
         }
-        let (role, session) = (request.role().as_str(), request.session_name().as_str());
+        let call = ChainCall::of(request, source.is_some());
+        let (role, session) = (called_role(request, call).as_str(), request.session_name().as_str());
         match answer {
             Ok(credentials) => {
                 self.metrics.explained("ok");
@@ -188,8 +204,7 @@ impl<A: StsOfNode> Explainer<A> {
                     expires_at = %credentials.expires_at,
                     "assumed a role for 'rolegate explain'; discarding its credentials"
                 );
-                let (access_key_id, expires_at) = (credentials.access_key_id.clone(), credentials.expires_at.to_string());
-                Ok(Session { access_key_id, expires_at, life: credentials.life() })
+                Ok(credentials)
             }
             Err(error) => {
                 self.metrics.explained(error.name());

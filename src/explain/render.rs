@@ -27,11 +27,23 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     section(text, "Role", &report.policy, report)?;
     if let Some(request) = &report.request {
         writeln!(text, "\nSTS request")?;
-        let mut lines = vec![("role", request.role.clone()), ("session-name", request.session_name.clone())];
+        let mut lines = match &request.source_role {
+            None => vec![("role", request.role.clone())],
+            Some(source) => {
+                vec![("role", source.clone()), ("target-role", format!("{}, assumed by the session of the role", request.role))]
+            }
+        };
+        lines.push(("session-name", request.session_name.clone()));
         lines.extend(request.source_identity.iter().map(|identity| ("source-identity", identity.clone())));
-        lines.push(("external-id", if request.external_id { "sent" } else { "none" }.to_owned()));
+        let external_id = match (request.external_id, &request.source_role) {
+            (false, _) => "none",
+            (true, None) => "sent",
+            (true, Some(_)) => "sent for the target role only",
+        };
+        lines.push(("external-id", external_id.to_owned()));
         lines.push(("duration", humantime::format_duration(Duration::from_secs(request.duration_seconds)).to_string()));
-        lines.extend(request.tags.iter().map(|tag| ("tag", format!("{}={}", tag.key, tag.value))));
+        let inherited = if request.has_transitive_tags { " (transitive)" } else { "" };
+        lines.extend(request.tags.iter().map(|tag| ("tag", format!("{}={}{inherited}", tag.key, tag.value))));
         for (what, value) in lines {
             line(text, "", what, &value)?;
         }
@@ -40,6 +52,9 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
         writeln!(text, "\nSTS response")?;
         let known = assumed.identity.is_some();
         line(text, if known { "ok" } else { "no" }, "caller", assumed.identity.as_deref().unwrap_or("not known"))?;
+        if let Some(key) = &assumed.source_access_key_id {
+            line(text, "ok", "role", &format!("{key}; the credentials were discarded"))?;
+        }
         match (&assumed.access_key_id, &assumed.expires_at) {
             (Some(key), Some(end)) => line(text, "ok", "session", &format!("{key}, expires at {end}; the credentials were discarded"))?,
             _ => line(text, "no", "session", &assumed.outcome)?,

@@ -27,6 +27,10 @@ fn known_node() -> NodeIdentity {
     "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e".parse::<crate::role::CallerIdentity>().unwrap().into()
 }
 
+fn refused(message: &str) -> AskedSts {
+    AskedSts { source_access_key_id: None, answer: Err(AssumeRoleError::Denied { message: message.to_owned() }) }
+}
+
 fn look_at(name: &str, pods: &Pods, rules: Rules) -> (Report, Option<RoleRequest>) {
     let name = PodReference::new("shop", name).unwrap();
     look(&name, "node-a", By::Daemon, pods, &Policy::new(rules, known_node()).unwrap())
@@ -74,7 +78,7 @@ fn the_value_of_an_external_id_is_never_shown() {
     let (_writer, pods) = known([secret]);
     let (mut report, request) = look_at("web", &pods, Rules::default());
     let request = request.unwrap();
-    report.asked(&request, None, Err(AssumeRoleError::Denied { message: "no".to_owned() }));
+    report.asked(&request, None, refused("no"));
     assert!(report.request.as_ref().is_some_and(|request| request.external_id), "{report:?}");
     for text in [serde_json::to_string(&report).unwrap(), serde_json::to_string(&request).unwrap(), render::text(&report)] {
         assert!(text.contains("external") && !text.contains("s3cr3t"), "{text}");
@@ -232,6 +236,6 @@ fn reports_of_every_decision() {
     insta::assert_snapshot!("identity_unknown", unknown(By::Daemon));
     insta::assert_snapshot!("by_the_cluster", unknown(By::Cluster));
     let (mut report, request) = look_at("web", &pods, Rules::default());
-    report.asked(&request.unwrap(), None, Err(AssumeRoleError::Denied { message: "AccessDenied".to_owned() }));
+    report.asked(&request.unwrap(), None, refused("AccessDenied"));
     insta::assert_snapshot!("denied_by_sts", render::text(&report));
 }

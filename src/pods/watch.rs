@@ -236,6 +236,7 @@ impl PodWatch {
 fn pod_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
     vec![
         Annotation::new(&keys.role, MAX_ROLE),
+        Annotation::new(&keys.target_role, MAX_ROLE),
         Annotation::new(&keys.external_id, MAX_EXTERNAL_ID),
         Annotation::new(SESSION_NAME_KEY, MAX_SESSION_NAME),
         Annotation::new(MIRROR_KEY, MAX_MIRROR),
@@ -264,6 +265,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         name,
         service_account: object.service_account.unwrap_or_default(),
         role: metadata.take_annotation(&annotations.role, MAX_ROLE),
+        target_role: metadata.take_annotation(&annotations.target_role, MAX_ROLE),
         external_id: metadata.take_annotation(&annotations.external_id, MAX_EXTERNAL_ID),
         session_name: metadata.take_annotation(SESSION_NAME_KEY, MAX_SESSION_NAME),
         ips: object.ips,

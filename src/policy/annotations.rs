@@ -1,5 +1,9 @@
 //! Selection of the role that a pod requests: the pod's annotation, its service account's annotation, then the default role.
 //! The first one that is set applies. If it is malformed, the others are not used.
+//!
+//! The object whose annotation names the role may also name a target role, which the role's session assumes. The target role of
+//! one object is never combined with the role of another, because whoever wrote one of the two did not ask for the other: a pod
+//! that names only a target role is refused, and a pod that names its own role uses nothing of its service account.
 
 use super::denial::{Denial, RoleMistake, RoleSource};
 use super::trace::{Trace, What};
@@ -10,32 +14,49 @@ use crate::role::{MAX_ARN_LENGTH, ParseError, RoleArn};
 use crate::text::quoted;
 
 impl Policy {
-    pub(super) fn role(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
-        let of_pod = || format!("the role annotation of pod {}/{}", pod.namespace, pod.name);
+    /// Returns the role that the pod requests and, if there is one, the target role, which the session of that role assumes.
+    pub(super) fn roles(&self, pod: &Pod, context: &PodContext, trace: &mut impl Trace) -> Result<(RoleArn, Option<RoleArn>), Denial> {
+        let of_pod = |key| move || format!("the {key} annotation of pod {}/{}", pod.namespace, pod.name);
         if let Some(text) = &pod.role {
-            return self.rules.read(text, RoleSource::Pod, of_pod, trace);
+            let role = self.rules.read(What::Role, text, RoleSource::Pod, of_pod("role"), trace)?;
+            let target = self.rules.read_target(pod.target_role.as_deref(), RoleSource::PodTarget, of_pod("target-role"), trace)?;
+            return Ok((role, target));
         }
-        trace.skip(What::Role, of_pod, || "not set".to_owned());
+        trace.skip(What::Role, of_pod("role"), || "not set".to_owned());
+        if pod.target_role.is_some() {
+            let denial = Denial::TargetWithoutRole(RoleSource::PodTarget);
+            return trace.check(What::TargetRole, of_pod("target-role"), Err(denial), |_| String::new());
+        }
         let of_account = |key| move || format!("the {key} annotation of service account {}/{}", pod.namespace, pod.service_account);
         match self.service_account(pod, context) {
             Ok(None) => trace.skip(What::Role, of_account("role"), || self.why_no_account(pod)),
             Ok(Some(account)) => {
-                if let Some(text) = &account.role {
-                    return self.rules.read(text, RoleSource::ServiceAccount, of_account("role"), trace);
-                }
-                trace.skip(What::Role, of_account("role"), || "not set".to_owned());
-                match &account.eks_role {
-                    Some(text) if self.rules.service_accounts == ServiceAccountRoles::OwnAndEks => {
-                        return self.rules.read(text, RoleSource::EksServiceAccount, of_account("EKS role"), trace);
+                let named = match (&account.role, &account.eks_role) {
+                    (Some(text), _) => Some((text, RoleSource::ServiceAccount, "role")),
+                    (None, eks_role) => {
+                        trace.skip(What::Role, of_account("role"), || "not set".to_owned());
+                        let is_read = self.rules.service_accounts == ServiceAccountRoles::OwnAndEks;
+                        if eks_role.is_some() && !is_read {
+                            trace.skip(What::Role, of_account("EKS role"), || "not read: --eks-role-annotation is off".to_owned());
+                        }
+                        eks_role.as_ref().filter(|_| is_read).map(|text| (text, RoleSource::EksServiceAccount, "EKS role"))
                     }
-                    Some(_) => trace.skip(What::Role, of_account("EKS role"), || "not read: --eks-role-annotation is off".to_owned()),
-                    None => {}
+                };
+                let (source, place) = (RoleSource::ServiceAccountTarget, of_account("target-role"));
+                if let Some((text, of_role, key)) = named {
+                    let role = self.rules.read(What::Role, text, of_role, of_account(key), trace)?;
+                    let target = self.rules.read_target(account.target_role.as_deref(), source, place, trace)?;
+                    return Ok((role, target));
+                }
+                if account.target_role.is_some() {
+                    return trace.check(What::TargetRole, place, Err(Denial::TargetWithoutRole(source)), |_| String::new());
                 }
             }
             Err(denial) => return trace.check(What::Role, of_account("role"), Err(denial), |_| String::new()),
         }
         let default = self.rules.default_role.clone().ok_or(Denial::NoRole);
-        trace.check(What::Role, || "--default-role".to_owned(), default, RoleArn::to_string)
+        let role = trace.check(What::Role, || "--default-role".to_owned(), default, RoleArn::to_string)?;
+        Ok((role, None))
     }
 
     /// Whether neither the pod nor its service account names a role, so that the pod has the default role, if any.
@@ -68,9 +89,27 @@ impl Policy {
 }
 
 impl Rules {
-    fn read(&self, text: &str, source: RoleSource, place: impl FnOnce() -> String, trace: &mut impl Trace) -> Result<RoleArn, Denial> {
+    fn read(
+        &self,
+        what: What,
+        text: &str,
+        source: RoleSource,
+        place: impl FnOnce() -> String,
+        trace: &mut impl Trace,
+    ) -> Result<RoleArn, Denial> {
         let read = self.parse(text).map_err(|mistake| Denial::BadRole(source, mistake));
-        trace.check(What::Role, place, read, |role| format!("{} is {role}", quoted(text)))
+        trace.check(what, place, read, |role| format!("{} is {role}", quoted(text)))
+    }
+
+    /// Reads an annotation with a target role, if it is set.
+    fn read_target(
+        &self,
+        text: Option<&str>,
+        source: RoleSource,
+        place: impl FnOnce() -> String,
+        trace: &mut impl Trace,
+    ) -> Result<Option<RoleArn>, Denial> {
+        text.map(|text| self.read(What::TargetRole, text, source, place, trace)).transpose()
     }
 
     fn parse(&self, text: &str) -> Result<RoleArn, RoleMistake> {

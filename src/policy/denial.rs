@@ -9,7 +9,7 @@ use super::patterns::Mistake;
 use crate::advice::Advise;
 use crate::role::ParseError;
 
-/// The places that may name a role, in order of precedence.
+/// The places that may name a role or a target role. Those of roles are in order of precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoleSource {
     /// The role annotation of the pod.
@@ -18,6 +18,10 @@ pub enum RoleSource {
     ServiceAccount,
     /// The EKS annotation of its service account.
     EksServiceAccount,
+    /// The target role annotation of the pod.
+    PodTarget,
+    /// The target role annotation of its service account.
+    ServiceAccountTarget,
 }
 
 impl fmt::Display for RoleSource {
@@ -26,6 +30,8 @@ impl fmt::Display for RoleSource {
             Self::Pod => "the role annotation of the pod",
             Self::ServiceAccount => "the role annotation of the pod's service account",
             Self::EksServiceAccount => "the EKS role annotation of the pod's service account",
+            Self::PodTarget => "the target-role annotation of the pod",
+            Self::ServiceAccountTarget => "the target-role annotation of the pod's service account",
         })
     }
 }
@@ -89,6 +95,12 @@ pub enum Denial {
     /// The text that names the role is malformed.
     #[error("{0} {1}")]
     BadRole(RoleSource, RoleMistake),
+    /// An object names a target role, but no role whose session could assume it.
+    #[error("{0} is set, but there is no role annotation beside it")]
+    TargetWithoutRole(RoleSource),
+    /// A check refuses the target role. Made only by [`Denial::of_target`].
+    #[error("the target role is refused: {0}")]
+    TargetRole(&'static Denial),
     /// A service account that is not known yet may name the role.
     #[error("the pod names no role, and its service account, which may name one, is not known yet")]
     ServiceAccountUnknown,
@@ -132,6 +144,11 @@ impl Advise for Denial {
         Some(match self {
             Self::NoRole => "name a role in the role annotation of the pod".into(),
             Self::BadRole(_, mistake) => return mistake.advice(),
+            Self::TargetWithoutRole(_) => {
+                "name the role that assumes the target role in a role annotation of the same object, or remove the target-role annotation"
+                    .into()
+            }
+            Self::TargetRole(denial) => return denial.advice(),
             Self::ServiceAccountsForbidden => {
                 "add list and watch of serviceaccounts to the daemon's ClusterRole (see daemonset/rbac.yaml), or remove \
                  --service-account-roles"
@@ -168,6 +185,8 @@ impl Denial {
             Self::BadRole(_, RoleMistake::ControlCharacters) => "role-control-characters",
             Self::BadRole(_, RoleMistake::NoBaseArn) => "no-base-arn",
             Self::BadRole(_, RoleMistake::Form(form)) => form_name(form),
+            Self::TargetWithoutRole(_) => "target-role-without-role",
+            Self::TargetRole(denial) => denial.name(),
             Self::ServiceAccountUnknown => "service-account-unknown",
             Self::ServiceAccountsForbidden => "service-accounts-forbidden",
             Self::ForeignAccount => "foreign-account",
@@ -185,6 +204,33 @@ impl Denial {
         }
     }
 
+    /// Returns this denial as one of the target role, if it is about a role and not about the namespace or the node.
+    pub(super) fn of_target(self) -> Self {
+        match self {
+            Self::ForeignAccount => Self::TargetRole(&Self::ForeignAccount),
+            Self::OtherPartition => Self::TargetRole(&Self::OtherPartition),
+            Self::NodeRole => Self::TargetRole(&Self::NodeRole),
+            Self::NotAllowedOnNode => Self::TargetRole(&Self::NotAllowedOnNode),
+            Self::NotAllowedInNamespace => Self::TargetRole(&Self::NotAllowedInNamespace),
+            Self::NoRole
+            | Self::BadRole(..)
+            | Self::TargetWithoutRole(_)
+            | Self::TargetRole(_)
+            | Self::ServiceAccountUnknown
+            | Self::ServiceAccountsForbidden
+            | Self::ContradictedAccount
+            | Self::BadExternalId(_)
+            | Self::NamespaceUnknown
+            | Self::NamespaceHasNoList
+            | Self::BadNamespaceList(..) => self,
+        }
+    }
+
+    /// Whether a check refuses the target role, and not the role that assumes it.
+    pub fn is_about_target(self) -> bool {
+        matches!(self, Self::TargetRole(_))
+    }
+
     /// Whether the reason is that something is not known yet, so that a later decision may differ.
     pub fn may_pass(self) -> bool {
         matches!(self, Self::ServiceAccountUnknown | Self::NamespaceUnknown)
@@ -192,7 +238,10 @@ impl Denial {
 
     /// Whether the reason depends on the daemon's own AWS identity, which may become known after a decision.
     pub fn is_about_node(self) -> bool {
-        matches!(self, Self::ContradictedAccount | Self::ForeignAccount | Self::OtherPartition | Self::NodeRole)
+        match self {
+            Self::TargetRole(denial) => denial.is_about_node(),
+            _ => matches!(self, Self::ContradictedAccount | Self::ForeignAccount | Self::OtherPartition | Self::NodeRole),
+        }
     }
 }
 

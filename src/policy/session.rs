@@ -27,6 +27,8 @@ pub struct SessionRules {
     pub source_identity: Option<SessionTemplate>,
     /// The tags of sessions, in the order of the enum, without duplicates.
     pub tags: Vec<SessionTag>,
+    /// Whether sessions that pods create with their credentials inherit the tags.
+    pub transitive_tags: bool,
 }
 
 impl Default for SessionRules {
@@ -40,11 +42,12 @@ impl Default for SessionRules {
             scope: SessionScope::Pod,
             source_identity: None,
             tags: Vec::new(),
+            transitive_tags: false,
         }
     }
 }
 
-/// A session tag. It is not transitive: sessions that the pod creates with its credentials do not inherit it.
+/// A session tag.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct RequestTag {
     key: &'static str,
@@ -167,7 +170,8 @@ impl SessionRules {
         let tags: Box<[RequestTag]> = self.tags.iter().map(|tag| RequestTag::new(*tag, value(*tag))).collect();
         if !tags.is_empty() {
             let text = || tags.iter().map(|tag| format!("{}={}", tag.key, tag.value)).collect::<Vec<_>>().join(", ");
-            let _ = trace.check(What::SessionTags, || "--session-tags".to_owned(), Ok(()), |()| text());
+            let inherited = if self.transitive_tags { " (transitive)" } else { "" };
+            let _ = trace.check(What::SessionTags, || "--session-tags".to_owned(), Ok(()), |()| format!("{}{inherited}", text()));
         }
         tags
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 mod limits;
 mod sources;
+mod target;
 
 const BASE: &str = "arn:aws:iam::111122223333:role/";
 const NODE: &str = "arn:aws:sts::111122223333:assumed-role/nodes/i-0f1e2d3c";

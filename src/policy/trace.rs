@@ -8,6 +8,8 @@ use super::denial::Denial;
 pub enum What {
     /// The role that the pod names.
     Role,
+    /// The target role that the pod names.
+    TargetRole,
     /// Whether the account that the metadata service named is the daemon's own.
     Account,
     /// Whether the role is in the node's partition.
@@ -24,6 +26,8 @@ pub enum What {
     SourceIdentity,
     /// The session's tags.
     SessionTags,
+    /// The session's duration.
+    SessionDuration,
     /// Whether the namespace allows the role.
     Namespace,
 }
@@ -33,6 +37,7 @@ impl What {
     pub fn name(self) -> &'static str {
         match self {
             Self::Role => "role",
+            Self::TargetRole => "target-role",
             Self::Account => "account",
             Self::Partition => "partition",
             Self::NodeRole => "node-role",
@@ -41,6 +46,7 @@ impl What {
             Self::SessionName => "session-name",
             Self::SourceIdentity => "source-identity",
             Self::SessionTags => "session-tags",
+            Self::SessionDuration => "session-duration",
             Self::Namespace => "namespace",
         }
     }
@@ -92,6 +98,18 @@ pub(super) trait Trace {
 
     fn skip(&mut self, what: What, source: impl FnOnce() -> String, detail: impl FnOnce() -> String) {
         self.note(|| TraceStep { what, source: source(), detail: detail(), verdict: StepVerdict::Skipped });
+    }
+}
+
+/// Records the steps that check the target role, and says so in each.
+pub(super) struct OfTarget<'a, T>(pub(super) &'a mut T);
+
+impl<T: Trace> Trace for OfTarget<'_, T> {
+    fn note(&mut self, step: impl FnOnce() -> TraceStep) {
+        self.0.note(|| {
+            let step = step();
+            TraceStep { source: format!("target role, {}", step.source), ..step }
+        });
     }
 }
 

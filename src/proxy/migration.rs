@@ -81,7 +81,7 @@ impl Migration {
     /// Records a role that namespace restrictions would refuse.
     pub(super) fn restricted(&self, pod: &Pod, request: &RoleRequest, denial: Denial) {
         if let Some(strict) = &self.0 {
-            strict.recorder.restricted(pod, request.role(), denial);
+            strict.recorder.restricted(pod, request.refused_role(denial), denial);
         }
     }
 

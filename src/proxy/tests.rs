@@ -45,7 +45,7 @@ type Meanwhile = Box<dyn FnOnce() + Send>;
 type Change = fn(&mut Index, &PodUid);
 
 impl AssumeRole for FakeSts {
-    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+    async fn assume_role(&self, request: &RoleRequest, _: Option<&Credentials>) -> Result<Credentials, AssumeRoleError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         if let Some(meanwhile) = self.meanwhile.lock().unwrap().take() {
             meanwhile();

@@ -157,9 +157,13 @@ impl MigrationReporter {
             let workload = self.workload(&pod);
             match self.policy.decide(&pod, &context) {
                 Decision::Allow { request, audit: Some(denial) } if !denial.may_pass() => {
-                    let role = request.role().to_string();
-                    draft.add(&workload, (FindingKind::Role, role.clone(), denial.name()), || self.advice_of_namespace(denial, &role));
-                    draft.allow(&workload, self.pattern(&role));
+                    // The decision has only the first denial. A target role may need a pattern of its own.
+                    for role in request.roles() {
+                        let Err(denial) = self.policy.check_namespace(role, context.namespace.as_deref()) else { continue };
+                        let role = role.to_string();
+                        draft.add(&workload, (FindingKind::Role, role.clone(), denial.name()), || self.advice_of_namespace(denial, &role));
+                        draft.allow(&workload, self.pattern(&role));
+                    }
                 }
                 // Most pods use no role.
                 Decision::Allow { .. } | Decision::Deny(Denial::NoRole) => {}

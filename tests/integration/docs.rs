@@ -288,7 +288,7 @@ fn documented_annotations_are_those_that_the_code_reads() {
     // Other systems' annotations have no flag.
     let of_others = ["iam.amazonaws.com/permitted", "eks.amazonaws.com/role-arn"];
     let documented = table.lines().filter(|line| line.contains("| `")).map(|line| cells(line)[1].trim_matches('`').to_owned());
-    let keys = ["iam-role-key", "iam-external-id", "namespace-key"];
+    let keys = ["iam-role-key", "iam-target-role-key", "iam-external-id", "namespace-key"];
     let mut real: BTreeSet<String> = flags::all().filter(|flag| keys.contains(&flag.name)).map(|flag| flag.default.to_owned()).collect();
     real.insert(SESSION_NAME_KEY.to_owned());
     real.extend(of_others.map(str::to_owned));

@@ -352,6 +352,42 @@ fn calls_to_sts_run_one_at_a_time_and_one_a_second() {
     assert_eq!(scene.fakes.sts.assume_role_calls(), 1);
 }
 
+/// Both steps are shown, and both calls are made; a refusal says which of the two it is about.
+#[test]
+fn a_target_role_is_explained_in_both_steps() {
+    const PARTNER: &str = "arn:aws:iam::444455556666:role/partner";
+    let scene = Scene::new();
+    let allowed = format!(r#"["pods/shop-*", "{PARTNER}"]"#);
+    scene.fakes.api.apply(Resource::Namespaces, namespace("shop", &[(ALLOWED, &allowed)]));
+    scene.fakes.sts.add_role(Role::new(PARTNER).trusted_by(["arn:aws:iam::123456789012:role/pods/shop-web"]));
+    let chained = pod("web-0", "10.42.0.7", 1).annotation(ROLE, "pods/shop-web").annotation("iam.amazonaws.com/target-role", PARTNER);
+    scene.fakes.api.apply(Resource::Pods, chained.build());
+    let said = |more: &[&str]| scene.cluster("shop/web-0", &[&["--assume", "--session-duration=2h"], more].concat());
+
+    let report = said(&["--output=json"]).json();
+    let web = "arn:aws:iam::123456789012:role/pods/shop-web";
+    assert_eq!((&report["request"]["source_role"], &report["request"]["role"]), (&json!(web), &json!(PARTNER)));
+    assert_eq!((&report["decision"], &report["request"]["duration_seconds"]), (&json!("allowed"), &json!(3600)));
+    let steps: Vec<_> = report["policy"].as_array().unwrap().iter().map(|step| step["what"].as_str().unwrap()).collect();
+    for (what, count) in [("role", 1), ("target-role", 1), ("partition", 2), ("node-role", 2), ("namespace", 2), ("session-duration", 1)] {
+        let found = steps.iter().filter(|step| **step == what).count();
+        assert!(found >= count, "{what}: {steps:?}");
+    }
+    let issued = scene.fakes.sts.issued();
+    assert_eq!(issued.len(), 2);
+    assert_eq!(report["assume"]["source_access_key_id"], issued[0].access_key_id);
+    assert_eq!(report["assume"]["access_key_id"], issued[1].access_key_id);
+    assert_eq!(report["message"], format!("the pod may use {PARTNER}, and STS lets {web} assume it"));
+
+    scene.fakes.sts.add_role(Role::new(PARTNER).trusted_by([NODES_ROLE]));
+    let answer = said(&[]);
+    assert!(answer.code == 1 && answer.text.contains("cannot assume the target role"), "{answer:?}");
+    assert!(answer.text.contains(&format!("its trust policy allows sts:AssumeRole for the pod's role {web}")), "{}", answer.text);
+    scene.fakes.sts.remove_role(web);
+    let answer = said(&[]);
+    assert!(answer.code == 1 && answer.text.contains(&format!("for the role of {NODES_SESSION}")), "{answer:?}");
+}
+
 #[test]
 fn every_sts_refusal_says_what_to_check() {
     let scene = Scene::new();
@@ -452,7 +488,7 @@ fn the_form_of_the_report_is_stable() {
     let mut report = assume(&daemon, "shop/web-0", &["--output=json"]).json();
     let session = report["assume"].take();
     assert_eq!(session["outcome"], "ok");
-    assert_eq!((session["identity"].as_str(), session.as_object().unwrap().len()), (Some(NODES_SESSION), 4));
+    assert_eq!((session["identity"].as_str(), session.as_object().unwrap().len()), (Some(NODES_SESSION), 5));
     assert!(session["access_key_id"].as_str().unwrap().starts_with("ASIA") && session["expires_at"].as_str().unwrap().ends_with('Z'));
     let (identity, policy) = (report["identity"].take(), report["policy"].take());
     let step = json!({ "what": "address", "source": "10.42.0.7", "detail": "belongs to this pod only", "verdict": "passed" });
@@ -477,10 +513,12 @@ fn the_form_of_the_report_is_stable() {
         "policy": null,
         "request": {
             "role": "arn:aws:iam::123456789012:role/pods/shop-web",
+            "source_role": null,
             "session_name": "web-0",
             "source_identity": null,
             "external_id": false,
             "tags": [],
+            "has_transitive_tags": false,
             "duration_seconds": 3600,
         },
         "assume": null,

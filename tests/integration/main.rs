@@ -34,6 +34,7 @@ mod stress;
 mod sts;
 mod sts_errors;
 mod taint;
+mod target_role;
 mod tells;
 mod threat_model;
 mod transcripts;

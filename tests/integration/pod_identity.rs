@@ -123,6 +123,25 @@ fn each_pod_gets_its_own_role_and_one_session_for_both_protocols() {
     assert_eq!(identity.world.metric(r#"rolegate_http_requests_total{code="200",route="pod-identity"}"#), 2.0);
 }
 
+/// The document is that of the target role, in another account, and the metadata service serves the same session.
+#[test]
+fn a_pod_with_a_target_role_gets_its_session() {
+    const PARTNER: &str = "arn:aws:iam::444455556666:role/partner";
+    let identity = Identity::start(&[]);
+    let fakes = &identity.world.fakes;
+    fakes.sts.add_role(Role::new(PARTNER).trusted_by([arn("web-role")]));
+    let mut object = pod("web", ip(2), Some("web-role")).uid(&uid(2)).annotation("iam.amazonaws.com/target-role", PARTNER).build();
+    let token = json!({ "serviceAccountToken": { "audience": "pods.eks.amazonaws.com", "path": "token" } });
+    object["spec"]["volumes"] = json!([{ "name": "token", "projected": { "sources": [token] } }]);
+    fakes.api.apply(Resource::Pods, object);
+    identity.world.eventually(|world| world.get(ip(2), crate::world::ROLES).text(), |text| text == "partner");
+    let document = identity.document(ip(2), &identity.token(2, "web"));
+    assert_eq!(document["AccountId"], "444455556666");
+    assert_eq!(identity.role_of(&document), PARTNER);
+    assert_eq!(identity.world.document(ip(2), "partner")["AccessKeyId"], document["AccessKeyId"]);
+    assert_eq!(identity.world.fakes.sts.assume_role_calls(), 2, "both protocols share the session");
+}
+
 #[test]
 fn pods_in_the_nodes_network_are_told_apart_by_their_tokens() {
     let identity = Identity::start(&["--namespace-restrictions=false"]);

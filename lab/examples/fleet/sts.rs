@@ -131,7 +131,7 @@ impl Client {
 }
 
 impl AssumeRole for Client {
-    async fn assume_role(&self, request: &RoleRequest) -> Result<Credentials, AssumeRoleError> {
+    async fn assume_role(&self, request: &RoleRequest, _: Option<&Credentials>) -> Result<Credentials, AssumeRoleError> {
         let (latency, is_answered) = self.sts.call();
         tokio::time::sleep(latency).await;
         if !is_answered {

@@ -28,6 +28,11 @@ impl Fault {
         Fault::new(403, "AccessDenied", message)
     }
 
+    pub(super) fn no_tags(caller: &str, role_arn: &str) -> Fault {
+        let message = format!("User: {caller} is not authorized to perform: sts:TagSession on resource: {role_arn}");
+        Fault::new(403, "AccessDenied", message)
+    }
+
     pub(super) fn throttling() -> Fault {
         Fault::new(400, "Throttling", "Rate exceeded")
     }

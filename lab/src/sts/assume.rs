@@ -38,6 +38,14 @@ impl Form {
         tags.sort_by_key(|(number, ..)| *number);
         tags.into_iter().map(|(_, key, value)| (key, value)).collect()
     }
+
+    /// Returns `TransitiveTagKeys.member.N`, by ascending N.
+    pub(super) fn transitive_tag_keys(&self) -> Vec<String> {
+        let number = |name: &str| name.strip_prefix("TransitiveTagKeys.member.")?.parse::<u32>().ok();
+        let mut keys: Vec<(u32, String)> = self.0.iter().filter_map(|(name, key)| Some((number(name)?, key.clone()))).collect();
+        keys.sort_unstable();
+        keys.into_iter().map(|(_, key)| key).collect()
+    }
 }
 
 /// The parameters of AssumeRole, each within its model.
@@ -48,6 +56,8 @@ pub(super) struct Request {
     pub(super) duration_seconds: u32,
     external_id: Option<String>,
     source_identity: Option<String>,
+    tags: Vec<(String, String)>,
+    transitive_tag_keys: Vec<String>,
 }
 
 impl Request {
@@ -58,8 +68,12 @@ impl Request {
             duration_seconds: duration(form.get("DurationSeconds"))?,
             external_id: external_id(form.get("ExternalId"))?,
             source_identity: source_identity(form.get("SourceIdentity"))?,
+            tags: tags(form.tags())?,
+            transitive_tag_keys: form.transitive_tag_keys(),
         };
-        tags(&form.tags())?;
+        if !request.transitive_tag_keys.iter().all(|key| request.tags.iter().any(|(tag, _)| tag == key)) {
+            return Err(Fault::validation("Specified transitive tag key must be included in the requested tags."));
+        }
         Ok(request)
     }
 
@@ -72,6 +86,18 @@ impl Request {
         let changed = caller.source_identity.is_some() && self.source_identity.is_some() && caller.source_identity != self.source_identity;
         if changed || (self.source_identity_of_session(caller).is_some() && !role.may_set_source_identity) {
             return Err(Fault::no_source_identity(&caller.arn, &self.role_arn));
+        }
+        let inherits = |key: &String| caller.transitive_tags.iter().any(|(inherited, _)| inherited == key);
+        if self.tags.iter().any(|(key, _)| inherits(key)) {
+            return Err(Fault::new(
+                400,
+                "InvalidParameterValue",
+                "One of the specified transitive tag keys can't be set because it conflicts with a transitive tag key from the calling \
+                 session.",
+            ));
+        }
+        if !role.may_tag && !(self.tags.is_empty() && caller.transitive_tags.is_empty()) {
+            return Err(Fault::no_tags(&caller.arn, &self.role_arn));
         }
         if caller.chained && self.duration_seconds > HOUR {
             return Err(Fault::validation(
@@ -88,6 +114,15 @@ impl Request {
     /// at each step.
     pub(super) fn source_identity_of_session(&self, caller: &Identity) -> Option<String> {
         caller.source_identity.clone().or_else(|| self.source_identity.clone())
+    }
+
+    /// Returns the tags of the session, and those of them that are transitive. The caller's transitive ones are kept through role
+    /// chaining.
+    pub(super) fn tags_of_session(&self, caller: &Identity) -> (Vec<(String, String)>, Vec<(String, String)>) {
+        let is_transitive = |tag: &&(String, String)| self.transitive_tag_keys.contains(&tag.0);
+        let inherited = &caller.transitive_tags;
+        let tags = self.tags.iter().chain(inherited).cloned().collect();
+        (tags, self.tags.iter().filter(is_transitive).chain(inherited).cloned().collect())
     }
 }
 
@@ -128,7 +163,7 @@ fn duration(value: Option<&str>) -> Result<u32, Fault> {
     }
 }
 
-fn tags(tags: &[(String, String)]) -> Result<(), Fault> {
+fn tags(tags: Vec<(String, String)>) -> Result<Vec<(String, String)>, Fault> {
     if tags.len() > 50 {
         let constraint = "Member must have length less than or equal to 50";
         return Err(Fault::constraint(Some("[...]"), "tags", constraint));
@@ -138,7 +173,7 @@ fn tags(tags: &[(String, String)]) -> Result<(), Fault> {
         bounded(Some(key), &member("key"), 1, 128)?;
         bounded(Some(value), &member("value"), 0, 256)?;
     }
-    Ok(())
+    Ok(tags)
 }
 
 /// Returns a required member of `shortest..=longest` characters.

@@ -28,6 +28,7 @@ impl Session {
             role_arn: role_arn.to_owned(),
             session_name: session_name.to_owned(),
             source_identity: None,
+            tags: Vec::new(),
             expires_at,
         };
         let (partition, account) = (partition_of(role_arn), account_of(role_arn));
@@ -37,6 +38,7 @@ impl Session {
             user_id: format!("{}:{session_name}", unique_id("AROA", role_arn)),
             chained: true,
             source_identity: None,
+            transitive_tags: Vec::new(),
         };
         let caller = Caller {
             secret: issued.secret_access_key.clone(),
@@ -51,6 +53,13 @@ impl Session {
     pub(super) fn identified(mut self, source_identity: Option<String>) -> Session {
         self.caller.identity.source_identity.clone_from(&source_identity);
         self.issued.source_identity = source_identity;
+        self
+    }
+
+    /// Sets the session's tags, and those of them that sessions which it assumes inherit.
+    pub(super) fn tagged(mut self, tags: Vec<(String, String)>, transitive: Vec<(String, String)>) -> Session {
+        self.issued.tags = tags;
+        self.caller.identity.transitive_tags = transitive;
         self
     }
 }

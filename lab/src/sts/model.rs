@@ -20,10 +20,11 @@ pub struct Role {
     pub(super) trusted: Vec<String>,
     pub(super) denied: bool,
     pub(super) may_set_source_identity: bool,
+    pub(super) may_tag: bool,
 }
 
 impl Role {
-    /// Creates a role that trusts the node role, including for source identities, without an external ID, and with IAM's
+    /// Creates a role that trusts the node role, including for source identities and tags, without an external ID, and with IAM's
     /// default limit of one hour.
     pub fn new(arn: impl Into<String>) -> Role {
         Role {
@@ -33,6 +34,7 @@ impl Role {
             trusted: vec![NODE_ROLE_ARN.to_owned()],
             denied: false,
             may_set_source_identity: true,
+            may_tag: true,
         }
     }
 
@@ -61,6 +63,13 @@ impl Role {
     #[must_use]
     pub fn without_source_identity(mut self) -> Role {
         self.may_set_source_identity = false;
+        self
+    }
+
+    /// Forbids `sts:TagSession` in the trust policy.
+    #[must_use]
+    pub fn without_tags(mut self) -> Role {
+        self.may_tag = false;
         self
     }
 
@@ -166,6 +175,10 @@ pub struct Call {
     pub source_identity: Option<String>,
     /// Session tags in the order of their numbers.
     pub tags: Vec<(String, String)>,
+    /// The keys of the transitive tags in the order of their numbers.
+    pub transitive_tag_keys: Vec<String>,
+    /// The access key ID of the signature, whether or not it was verified.
+    pub caller_access_key_id: Option<String>,
     /// The caller, once its signature was verified.
     pub caller_arn: Option<String>,
     /// The region of the signature's scope.
@@ -206,6 +219,8 @@ pub struct Issued {
     pub session_name: String,
     /// The session's source identity: the requested one, or the caller's own.
     pub source_identity: Option<String>,
+    /// The session's tags: the requested ones, and the transitive ones of the caller.
+    pub tags: Vec<(String, String)>,
     /// The end of the session on the service's clock.
     pub expires_at: Timestamp,
 }
@@ -222,6 +237,8 @@ pub(super) struct Identity {
     pub(super) chained: bool,
     /// The source identity, which every session that this one assumes inherits.
     pub(super) source_identity: Option<String>,
+    /// The transitive tags, which every session that this one assumes inherits.
+    pub(super) transitive_tags: Vec<(String, String)>,
 }
 
 impl Identity {
@@ -229,7 +246,7 @@ impl Identity {
         let role_arn = role_behind(&arn).unwrap_or_else(|| arn.clone());
         let session = arn.rsplit('/').next().unwrap_or_default();
         let user_id = format!("{}:{session}", unique_id("AROA", &role_arn));
-        Identity { arn, role_arn, user_id, chained: false, source_identity: None }
+        Identity { arn, role_arn, user_id, chained: false, source_identity: None, transitive_tags: Vec::new() }
     }
 }
 

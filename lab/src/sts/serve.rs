@@ -196,6 +196,8 @@ fn record(form: &Form, presented: Option<&Presented>, user_agent: Option<&str>) 
         external_id: text("ExternalId"),
         source_identity: text("SourceIdentity"),
         tags: form.tags(),
+        transitive_tag_keys: form.transitive_tag_keys(),
+        caller_access_key_id: presented.map(|presented| presented.access_key_id.clone()),
         caller_arn: None,
         region: presented.map(|presented| presented.region.clone()),
         user_agent: user_agent.map(str::to_owned),

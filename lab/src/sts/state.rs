@@ -144,7 +144,8 @@ impl Known {
         let asked = SignedDuration::from_secs(request.duration_seconds.into());
         let (role, lifetime) = (changed.role_arn.unwrap_or(&request.role_arn), changed.lifetime.unwrap_or(asked));
         let session = Session::new(role, &request.session_name, self.issued.len() as u64 + 1, self.now(), lifetime);
-        let Session { issued, caller } = session.identified(request.source_identity_of_session(caller));
+        let (tags, transitive) = request.tags_of_session(caller);
+        let Session { issued, caller } = session.identified(request.source_identity_of_session(caller)).tagged(tags, transitive);
         let user = elements(&[("AssumedRoleId", &caller.identity.user_id), ("Arn", &caller.identity.arn)]);
         let credentials = elements(&[
             ("AccessKeyId", &issued.access_key_id),

@@ -157,7 +157,7 @@ async fn assume(role: &str, policy: &Policy, sts: &Sts, node: &NodeIdentity) -> 
         Decision::Deny(denial) => return section.error("assume-role", &denial),
     };
     let began = Instant::now();
-    match within(STEP, sts.asked_once().assume_role(&request)).await {
+    match within(STEP, sts.asked_once().assume_role(&request, None)).await {
         None => no_answer(section.failed("assume-role", request.role().to_string())),
         Some(Ok(credentials)) => section.ok(
             "assume-role",

@@ -103,6 +103,13 @@ const PODS: &[Flag] = &[
 
 const ROLES: &[Flag] = &[
     value("iam-role-key", "KEY", "iam.amazonaws.com/role", "Annotation of a pod that names its role (an ARN or a short name)"),
+    value(
+        "iam-target-role-key",
+        "KEY",
+        "iam.amazonaws.com/target-role",
+        "Annotation of a pod or service account that names the target role, which the session of its role assumes (role chaining; \
+         sessions last 1h at most)",
+    ),
     value("iam-external-id", "KEY", "iam.amazonaws.com/external-id", "Annotation of a pod that has the external ID for its role"),
     value("base-role-arn", "ARN", "", "Prefix of short role names, such as arn:aws:iam::123456789012:role/"),
     switch(
@@ -185,6 +192,11 @@ const SESSIONS: &[Flag] = &[
         "",
         "Session tags: a list of cluster, namespace, service-account, pod, pod-uid, node; the trust policies of the \
          pods' roles must allow sts:TagSession",
+    ),
+    switch(
+        "session-tags-transitive",
+        "Make all session tags transitive: sessions that a pod creates with its credentials inherit them; the trust policies of the \
+         roles of these sessions must allow sts:TagSession",
     ),
     value("assume-role-arn", "ARN", "", "Intermediate role used to assume pod roles (role chaining; sessions last 1h at most)"),
     value("cluster-name", "NAME", "", "Name of the cluster, for session names, source identities and session tags"),

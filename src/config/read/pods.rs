@@ -25,6 +25,7 @@ pub(in crate::config) fn pods(source: &mut SettingSource<'_>, redirect: &Redirec
         api,
         annotations: AnnotationKeys {
             role: source.annotation_key("iam-role-key"),
+            target_role: source.annotation_key("iam-target-role-key"),
             external_id: source.annotation_key("iam-external-id"),
             allowed_roles: source.annotation_key("namespace-key"),
         },

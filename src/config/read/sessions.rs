@@ -66,6 +66,10 @@ pub(in crate::config) fn sessions(source: &mut SettingSource<'_>) -> SessionsCon
     });
     let source_identity = session_template("source-identity", scope, cluster.is_some(), source);
     let tags = session_tags(scope, cluster.is_some(), source);
+    let transitive_tags = source.switch("session-tags-transitive");
+    if transitive_tags && tags.is_empty() {
+        source.mistake("--session-tags-transitive without --session-tags: there are no tags to pass on; give both");
+    }
     let pod_may_name = source.text("session-name-template").is_none();
     let timeout = source.duration("sts-timeout", DEFAULT_STS_TIMEOUT);
     if !STS_TIMEOUTS.contains(&timeout) {
@@ -94,6 +98,7 @@ pub(in crate::config) fn sessions(source: &mut SettingSource<'_>) -> SessionsCon
         scope,
         source_identity,
         tags,
+        transitive_tags,
         error_ttl,
         timeout,
         intermediate,

@@ -21,8 +21,12 @@ fn request_by(external_id: Option<&str>, sessions: SessionRules) -> RoleRequest 
         external_id: external_id.map(str::to_owned),
         ..Pod::for_test("shop", "web-0")
     };
+    request_of(&pod, sessions)
+}
+
+fn request_of(pod: &Pod, sessions: SessionRules) -> RoleRequest {
     let policy = Policy::new(Rules { sessions, ..Rules::default() }, crate::policy::node::NodeIdentity::default()).unwrap();
-    match policy.decide(&pod, &PodContext::default()) {
+    match policy.decide(pod, &PodContext::default()) {
         Decision::Allow { request, .. } => request,
         Decision::Deny(denial) => panic!("{denial}"),
     }
@@ -72,6 +76,24 @@ fn a_denial_of_the_source_identity_differs_from_other_denials() {
     }
     for text in advice(&denied_with(&NO_SOURCE_IDENTITY.replace("SetSourceIdentity", "AssumeRole"))) {
         assert!(!text.contains("sts:SetSourceIdentity") && text.contains("sts:AssumeRole") && text.contains("external ID"), "{text}");
+    }
+}
+
+#[test]
+fn a_denial_in_a_chain_names_the_caller_and_the_role_of_the_call() {
+    let pod = Pod {
+        role: Some("arn:aws:iam::111122223333:role/team/web".to_owned()),
+        target_role: Some("arn:aws:iam::444455556666:role/partner".to_owned()),
+        external_id: Some("id-1".to_owned()),
+        ..Pod::for_test("shop", "web-0")
+    };
+    let sessions = SessionRules { source_identity: Some("{pod}".parse().unwrap()), tags: vec![SessionTag::Pod], ..SessionRules::default() };
+    let request = request_of(&pod, sessions);
+    for (call, name) in [(ChainCall::Source, "source"), (ChainCall::Target, "target")] {
+        let of = |message: &str| text(&denied_with(message).in_chain(Some(call)).diagnose(&request, Some("CALLER")));
+        assert!(!of("AccessDenied").contains("id-1"));
+        insta::assert_snapshot!(format!("{name}_role_denied"), of("AccessDenied"));
+        insta::assert_snapshot!(format!("{name}_role_source_identity_denied"), of(NO_SOURCE_IDENTITY));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -10,11 +11,12 @@ use tracing::{info, warn};
 use super::Sessions;
 use super::flight::{Before, Flight, FlightState, Landed, is_usable, pause, remembered_for};
 use crate::credentials::caller::Caller;
+use crate::credentials::chain::{ChainCall, called_role};
 use crate::credentials::gate::{Application, CallCause, TurnedAwayCall};
 use crate::credentials::not_asked::NotAsked;
-use crate::credentials::{AssumeRole, AssumeRoleError};
+use crate::credentials::{AssumeRole, AssumeRoleError, Credentials};
 use crate::policy::RoleRequest;
-use crate::role::SourceIdentity;
+use crate::role::{RoleArn, SourceIdentity};
 
 impl<A: AssumeRole> Sessions<A> {
     /// Starts a request to STS in its own task. Fails if the gate turns it away.
@@ -47,19 +49,39 @@ impl<A: AssumeRole> Sessions<A> {
                 Err(_) => return,
             };
             let (first, mut questions) = (Instant::now(), 0);
-            let (began, cause, answer) = loop {
+            // The credentials of the source role, if there is a target role. They end with this flight.
+            let mut source: Option<Credentials> = None;
+            let (began, cause, call, answer) = loop {
                 questions += 1;
+                let call = ChainCall::of(&request, source.is_some());
                 let (began, in_flight, cause) = (Instant::now(), metrics.sts_request(), permit.cause().name());
-                let answer = sts.assume_role(&request).await;
+                let answer = sts.assume_role(&request, source.as_ref()).await;
                 drop(in_flight);
-                permit.answered(request.role(), &answer);
+                permit.answered(called_role(&request, call), &answer);
                 let is_needed = failures == 0 && land.borrow().earlier.as_ref().is_none_or(|kept| !is_usable(kept, clock.now()));
                 let is_late = first.elapsed() >= settings.timeout;
                 match answer {
+                    Ok(credentials) if call == Some(ChainCall::Source) => {
+                        if let Err(error) = check_usable(&credentials, clock.now()) {
+                            break (began, cause, call, Err(error));
+                        }
+                        metrics.sts_answered("ok", cause, began.elapsed());
+                        if land.is_closed() {
+                            // No pod needs the session any more.
+                            return;
+                        }
+                        (source, questions) = (Some(credentials), 0);
+                        permit = match permit.again().await {
+                            Ok(Ok(permit)) => permit,
+                            Ok(Err(why)) => return not_asked(&land, why),
+                            Err(_) => return,
+                        };
+                    }
                     Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
                         info!(
-                            event = "sts-retry", namespace, pod, role = request.role().as_str(), cause, outcome = error.name(), %error,
+                            event = "sts-retry", namespace, pod, role = called_role(&request, call).as_str(), cause, outcome = error.name(),
+                            %error,
                             "a request to STS failed; retrying it"
                         );
                         permit = match permit.again().await {
@@ -68,16 +90,16 @@ impl<A: AssumeRole> Sessions<A> {
                             Err(_) => return,
                         };
                     }
-                    answer => break (began, cause, answer),
+                    answer => break (began, cause, call, answer),
                 }
             };
             drop(permit);
-            let landing = match answer {
-                // A failure like others: it is remembered, and cached credentials are kept.
-                Ok(credentials) if !is_usable(&credentials, clock.now()) => Err(AssumeRoleError::Expired { at: credentials.expires_at }),
-                answer => answer.map(Arc::new),
-            };
+            let source_access_key_id = source.as_ref().map(|source| source.access_key_id.clone());
+            drop(source);
+            // A failure like others: it is remembered, and cached credentials are kept.
+            let landing = answer.and_then(|credentials| check_usable(&credentials, clock.now()).map(|()| Arc::new(credentials)));
             let (role, session) = (request.role().as_str(), request.session_name().as_str());
+            let source_role = request.source_role().map(RoleArn::as_str);
             let source_identity = request.source_identity().map(SourceIdentity::as_str);
             match &landing {
                 Ok(credentials) => {
@@ -88,10 +110,12 @@ impl<A: AssumeRole> Sessions<A> {
                         pod,
                         pods,
                         role,
+                        source_role,
                         session,
                         source_identity,
                         cause,
                         access_key_id = %credentials.access_key_id,
+                        source_access_key_id,
                         expires_at = %credentials.expires_at,
                         "assumed a role"
                     );
@@ -107,7 +131,8 @@ impl<A: AssumeRole> Sessions<A> {
                             None => "answering pods with an error until a retry succeeds",
                         };
                         warn!(
-                            event = "assume-role-failed", namespace, pod, pods, role, session, cause, outcome = error.name(),
+                            event = "assume-role-failed", namespace, pod, pods, role, source_role, call = call.map(ChainCall::name),
+                            session, cause, outcome = error.name(),
                             kept_until = kept_until.map(tracing::field::display), %error, advice = error.advice_for(&request).as_deref(),
                             "cannot assume a role; {meanwhile}"
                         );
@@ -131,6 +156,10 @@ impl<A: AssumeRole> Sessions<A> {
         });
         Ok(Flight { state, failures, ticket, patient_until: OnceLock::new() })
     }
+}
+
+fn check_usable(credentials: &Credentials, now: Timestamp) -> Result<(), AssumeRoleError> {
+    if is_usable(credentials, now) { Ok(()) } else { Err(AssumeRoleError::Expired { at: credentials.expires_at }) }
 }
 
 /// The flight ends without a request to STS. This is not remembered as a failure.

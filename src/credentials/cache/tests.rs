@@ -6,6 +6,8 @@ use tokio::time::advance;
 use super::*;
 use crate::credentials::tests::{Answer, FakeSts, HOUR, denied, pod, request, settle};
 
+mod chain;
+
 const ERROR_TTL: Duration = Duration::from_secs(30);
 const SETTINGS: CacheSettings = CacheSettings {
     error_ttl: ERROR_TTL,

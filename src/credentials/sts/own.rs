@@ -10,18 +10,20 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use aws_credential_types::Credentials as Keys;
 use aws_sdk_sts::Client;
 use aws_sdk_sts::config::IdentityCache;
 use aws_sdk_sts::config::http::HttpResponse;
 use aws_sdk_sts::config::retry::RetryConfig;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
 use tracing::info;
 
 use super::translate::{refusal_of_credentials, translate};
-use crate::credentials::AssumeRoleError;
 use crate::credentials::identity::AskIdentity;
 use crate::credentials::sts_errors::StsErrorKind;
+use crate::credentials::{AssumeRoleError, Credentials};
 use crate::metrics::Metrics;
 use crate::policy::node::NodeIdentity;
 use crate::role::{CallerIdentity, RoleArn};
@@ -89,6 +91,26 @@ impl Own {
             }
             answer => answer.map_err(|error| self.explain(&error)),
         }
+    }
+
+    /// Makes a request to STS with the credentials of another role's session, where this identity would make it. What STS says of
+    /// these credentials is nothing about the daemon's own.
+    pub(super) async fn ask_as<T, E, F>(&self, session: &Credentials, request: impl Fn(Client) -> F) -> Result<T, AssumeRoleError>
+    where
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let (secret, token) = (session.secret_access_key.expose_secret(), session.session_token.expose_secret());
+        let keys = Keys::from_keys(session.access_key_id.as_str(), secret, Some(token.to_owned()));
+        let config = self.signer().client.config().to_builder().credentials_provider(keys);
+        // The cache would keep the credentials after the request.
+        let client = Client::from_conf(config.identity_cache(IdentityCache::no_cache()).build());
+        request(client).await.map_err(|error| match translate(&error) {
+            AssumeRoleError::OwnIdentity { message, .. } => AssumeRoleError::Failed {
+                message: format!("it rejected the credentials of the pod's role, which it had just issued: {message}"),
+            },
+            error => error,
+        })
     }
 
     fn signer(&self) -> Signer {

@@ -46,7 +46,7 @@ fn a_session_ends_at_most_its_duration_after_the_request() {
     const HOUR: Duration = Duration::from_secs(3600);
     let at = |text: &str| -> Timestamp { format!("2026-01-01T{text}Z").parse().unwrap() };
     let took = Duration::from_secs(1);
-    let asked = |sent: &str| AssumeRoleCall { sent: at(sent), duration: HOUR, took };
+    let asked = |sent: &str| AskedSession { sent: at(sent), duration: HOUR, took };
     assert_eq!(asked("12:00:00").at_the_latest(at("12:00:01")).unwrap(), at("13:00:00"));
     // The machine slept for two hours while the response was in transit.
     assert_eq!(asked("12:00:00").at_the_latest(at("14:00:01")).unwrap(), at("13:00:00"));

@@ -4,15 +4,21 @@ use aws_sdk_sts::types::AssumedRoleUser;
 
 use crate::credentials::AssumeRoleError;
 use crate::policy::RoleRequest;
+use crate::role::RoleArn;
 use crate::text::bounded;
 
-/// Compares the session in STS's response with the requested one: `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION`, which
+/// Compares the session in STS's response with the requested one of `role`: `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION`, which
 /// has no path (IAM User Guide, "IAM identifiers"). Role names are unique in an account regardless of case. A response that names
 /// no session counts as one for another session. So does one whose source identity is not the requested one: CloudTrail would not
 /// tell whose session it is. If none was requested, the session has that of the daemon's own session, if there is one.
-pub(super) fn check(request: &RoleRequest, user: Option<&AssumedRoleUser>, source_identity: Option<&str>) -> Result<(), AssumeRoleError> {
+pub(super) fn check(
+    request: &RoleRequest,
+    role: &RoleArn,
+    user: Option<&AssumedRoleUser>,
+    source_identity: Option<&str>,
+) -> Result<(), AssumeRoleError> {
     let arn = user.map(AssumedRoleUser::arn).unwrap_or_default();
-    if !is_of(request, arn) {
+    if !is_of(request, role, arn) {
         let message = if arn.is_empty() { "the response does not name a session".to_owned() } else { bounded(arn) };
         return Err(AssumeRoleError::OtherRole { message });
     }
@@ -26,8 +32,7 @@ pub(super) fn check(request: &RoleRequest, user: Option<&AssumedRoleUser>, sourc
     }
 }
 
-fn is_of(request: &RoleRequest, arn: &str) -> bool {
-    let role = request.role();
+fn is_of(request: &RoleRequest, role: &RoleArn, arn: &str) -> bool {
     let session = format!("arn:{}:sts::{}:assumed-role/", role.partition().name(), role.account());
     let Some((name, session)) = arn.strip_prefix(&session).and_then(|rest| rest.split_once('/')) else {
         return false;
@@ -46,7 +51,7 @@ mod tests {
         let (plain, with_path) = (request("web"), request("team/a/web"));
         for request in [&plain, &with_path] {
             for own in ["arn:aws:sts::111122223333:assumed-role/web/pod", "arn:aws:sts::111122223333:assumed-role/Web/pod"] {
-                assert!(is_of(request, own), "{own}");
+                assert!(is_of(request, request.role(), own), "{own}");
             }
             for other in [
                 "",
@@ -60,10 +65,14 @@ mod tests {
                 "arn:aws:iam::111122223333:role/web",
                 " arn:aws:sts::111122223333:assumed-role/web/pod",
             ] {
-                assert!(!is_of(request, other), "{other}");
+                assert!(!is_of(request, request.role(), other), "{other}");
             }
         }
-        assert_eq!(check(&plain, None, None).map_err(|error| error.name()), Err("other-role"), "the response names no session");
+        assert_eq!(
+            check(&plain, plain.role(), None, None).map_err(|error| error.name()),
+            Err("other-role"),
+            "the response names no session"
+        );
     }
 
     #[test]
@@ -79,10 +88,10 @@ mod tests {
             (&plain, None, Ok(())),
             (&plain, Some("the-daemons-own"), Ok(())),
         ] {
-            let found = check(request, Some(&own), returned).map_err(|error| error.name());
+            let found = check(request, request.role(), Some(&own), returned).map_err(|error| error.name());
             assert_eq!(found, expected, "{returned:?} for {request:?}");
         }
         let other = session("arn:aws:sts::111122223333:assumed-role/db/pod");
-        assert!(check(&identified, Some(&other), Some("default.pod")).is_err(), "the role is still checked");
+        assert!(check(&identified, identified.role(), Some(&other), Some("default.pod")).is_err(), "the role is still checked");
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::advice::Advise as _;
 use crate::credentials::AssumeRoleError;
-use crate::credentials::tests::request;
+use crate::credentials::tests::{chained_request, request, request_with_external_id};
 
 /// Every row of the table, with a message as STS writes it.
 const ROWS: &[(&str, &str, StsErrorKind)] = &[
@@ -75,8 +75,13 @@ fn all() -> Vec<StsErrorKind> {
         AssumeRole,
         WithoutExternalId,
         WithExternalId,
+        SourceRole,
+        TargetWithoutExternalId,
+        TargetWithExternalId,
         SetSourceIdentity,
+        TargetSetSourceIdentity,
         TagSession,
+        TargetTagSession,
         PolicyAbove,
         WebIdentityDenied,
         Duration,
@@ -100,9 +105,36 @@ fn all() -> Vec<StsErrorKind> {
     ];
     for kind in all {
         match kind {
-            AssumeRole | WithoutExternalId | WithExternalId | SetSourceIdentity | TagSession | PolicyAbove | WebIdentityDenied
-            | Duration | Chained | RoleArn | ExternalIdForm | Parameter | RegionDisabled | PackedPolicyTooLarge | MalformedPolicy
-            | OtherRequest | Throttled | Expired | UnknownKey | Clock | Unsigned | OptIn | WebIdentityToken | Issuer | Service => {}
+            AssumeRole
+            | WithoutExternalId
+            | WithExternalId
+            | SourceRole
+            | TargetWithoutExternalId
+            | TargetWithExternalId
+            | SetSourceIdentity
+            | TargetSetSourceIdentity
+            | TagSession
+            | TargetTagSession
+            | PolicyAbove
+            | WebIdentityDenied
+            | Duration
+            | Chained
+            | RoleArn
+            | ExternalIdForm
+            | Parameter
+            | RegionDisabled
+            | PackedPolicyTooLarge
+            | MalformedPolicy
+            | OtherRequest
+            | Throttled
+            | Expired
+            | UnknownKey
+            | Clock
+            | Unsigned
+            | OptIn
+            | WebIdentityToken
+            | Issuer
+            | Service => {}
         }
     }
     all.to_vec()
@@ -118,7 +150,16 @@ fn each_code_has_its_meaning() {
     for code in ["SomethingNew", "no code", "", "Exception"] {
         assert_eq!(StsErrorKind::of(code, "User: U is not authorized"), None, "{code}");
     }
-    let refined = [StsErrorKind::WithoutExternalId, StsErrorKind::WithExternalId, StsErrorKind::OtherRequest];
+    let refined = [
+        StsErrorKind::WithoutExternalId,
+        StsErrorKind::WithExternalId,
+        StsErrorKind::SourceRole,
+        StsErrorKind::TargetWithoutExternalId,
+        StsErrorKind::TargetWithExternalId,
+        StsErrorKind::TargetSetSourceIdentity,
+        StsErrorKind::TargetTagSession,
+        StsErrorKind::OtherRequest,
+    ];
     for kind in all().into_iter().filter(|kind| !refined.contains(kind)) {
         assert!(ROWS.iter().any(|(.., row)| *row == kind), "{kind:?} has no row");
     }
@@ -160,6 +201,37 @@ fn the_request_tells_whether_an_external_id_was_sent() {
     assert_eq!(denied.advice_for(&request).as_deref(), Some(StsErrorKind::WithoutExternalId.advice()));
     assert_eq!(denied.for_owner(&request), StsErrorKind::WithoutExternalId.for_owner());
     assert_eq!(denied.advice().as_deref(), Some(StsErrorKind::AssumeRole.advice()));
+}
+
+/// The advice is about the call that was refused: who called, and for which role.
+#[test]
+fn a_refusal_says_which_role_of_a_chain_it_is_about() {
+    use StsErrorKind::*;
+    let request = chained_request("web", "partner");
+    let denial =
+        |action: &str| AssumeRoleError::Denied { message: format!("AccessDenied: User: U is not authorized to perform: {action}") };
+    for (call, action, kind) in [
+        (ChainCall::Source, "sts:AssumeRole on resource: R", SourceRole),
+        (ChainCall::Target, "sts:AssumeRole on resource: R", TargetWithoutExternalId),
+        (ChainCall::Source, "sts:TagSession on resource: R", TagSession),
+        (ChainCall::Target, "sts:TagSession on resource: R", TargetTagSession),
+        (ChainCall::Source, "sts:SetSourceIdentity on resource: R", SetSourceIdentity),
+        (ChainCall::Target, "sts:SetSourceIdentity on resource: R", TargetSetSourceIdentity),
+    ] {
+        let refused = denial(action).in_chain(Some(call));
+        assert_eq!((refused.name(), refused.is_refusal(), refused.refused_call()), ("denied", true, Some(call)), "{action}");
+        assert!(refused.is_remembered() && !refused.is_throttled());
+        assert_eq!(refused.advice_for(&request).as_deref(), Some(kind.advice()), "{action}");
+        assert_eq!(refused.for_owner(&request), kind.for_owner(), "{action}");
+        assert!(refused.to_string().ends_with(&denial(action).to_string()), "{refused}");
+    }
+    for other in [AssumeRoleError::Throttled, AssumeRoleError::Unreachable { message: "x".to_owned() }] {
+        assert_eq!(other.clone().in_chain(Some(ChainCall::Target)), other, "it is not about one of the two roles");
+    }
+    assert_eq!(denial("x").in_chain(None), denial("x"));
+    let with_id = |kind: StsErrorKind, call| kind.with(&request_with_external_id("web", "id"), call);
+    assert_eq!(with_id(AssumeRole, Some(ChainCall::Target)), TargetWithExternalId);
+    assert_eq!(with_id(AssumeRole, None), WithExternalId);
 }
 
 #[test]

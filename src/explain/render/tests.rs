@@ -22,10 +22,12 @@ fn report() -> Report {
         policy: vec![step("allowed-roles", "--allowed-roles", "not set: every role is allowed", StepVerdict::Skipped)],
         request: Some(StsParameters {
             role: "ROLE".to_owned(),
+            source_role: None,
             session_name: "web-0".to_owned(),
             source_identity: Some("shop.web-0".to_owned()),
             external_id: true,
             tags: vec![ReportedTag { key: "key".to_owned(), value: "value".to_owned() }],
+            has_transitive_tags: false,
             duration_seconds: 5400,
         }),
         assume: None,
@@ -37,10 +39,28 @@ fn every_part_has_its_lines() {
     let assume = Some(Assumed {
         identity: Some("WHO".into()),
         outcome: "ok".into(),
+        source_access_key_id: None,
         access_key_id: Some("ASIA1".into()),
         expires_at: Some("LATER".into()),
     });
     insta::assert_snapshot!("allowed", text(&Report { assume, notes: vec!["by the way".to_owned()], ..report() }));
+}
+
+/// Both steps of a request with a target role are shown.
+#[test]
+fn a_target_role_has_its_lines() {
+    let assume = Some(Assumed {
+        identity: Some("WHO".into()),
+        outcome: "ok".into(),
+        source_access_key_id: Some("ASIA1".into()),
+        access_key_id: Some("ASIA2".into()),
+        expires_at: Some("LATER".into()),
+    });
+    let mut report = Report { assume, ..report() };
+    let request = report.request.as_mut().unwrap();
+    request.source_role = Some("SOURCE".to_owned());
+    request.has_transitive_tags = true;
+    insta::assert_snapshot!("target_role", text(&report));
 }
 
 #[test]
@@ -76,7 +96,13 @@ fn the_text_of_the_refusal_appears_once() {
 
 #[test]
 fn a_refusal_by_sts_has_its_own_line() {
-    let assume = Some(Assumed { identity: None, outcome: "own-identity".to_owned(), access_key_id: None, expires_at: None });
+    let assume = Some(Assumed {
+        identity: None,
+        outcome: "own-identity".to_owned(),
+        source_access_key_id: None,
+        access_key_id: None,
+        expires_at: None,
+    });
     let text = text(&Report { assume, ..report() });
     assert!(text.contains("  no  caller          not known\n  no  session         own-identity\n"), "{text}");
 }

@@ -47,6 +47,8 @@ pub struct Pod {
     pub service_account: String,
     /// The unparsed annotation with the pod's role.
     pub role: Option<String>,
+    /// The unparsed annotation with the role that the session of the pod's role assumes.
+    pub target_role: Option<String>,
     /// The unparsed annotation with the external ID.
     pub external_id: Option<String>,
     /// The unparsed annotation with the session's name.
@@ -119,6 +121,7 @@ impl Pod {
             name,
             service_account: "default".to_owned(),
             role: None,
+            target_role: None,
             external_id: None,
             session_name: None,
             ips: Vec::new(),
@@ -177,6 +180,8 @@ pub struct ServiceAccount {
     pub role: Option<String>,
     /// The unparsed annotation that EKS reads for the role.
     pub eks_role: Option<String>,
+    /// The unparsed annotation with the role that the session of its pods' role assumes.
+    pub target_role: Option<String>,
 }
 
 /// The known state of the objects that decisions about a pod depend on, besides the pod itself.

@@ -30,7 +30,18 @@ pub(super) fn namespace_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
 
 /// Returns the service account annotations that are read.
 pub(super) fn account_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
-    vec![Annotation::new(&keys.role, MAX_ROLE), Annotation::new(EKS_ROLE_KEY, MAX_ROLE)]
+    [keys.role.as_str(), EKS_ROLE_KEY, &keys.target_role].map(|key| Annotation::new(key, MAX_ROLE)).into()
+}
+
+/// Returns a service account with what its annotations say.
+pub(super) fn account_of(namespace: &str, name: &str, mut metadata: ObjectMeta, keys: &AnnotationKeys) -> ServiceAccount {
+    ServiceAccount {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        role: metadata.take_annotation(&keys.role, MAX_ROLE),
+        eks_role: metadata.take_annotation(EKS_ROLE_KEY, MAX_ROLE),
+        target_role: metadata.take_annotation(&keys.target_role, MAX_ROLE),
+    }
 }
 
 /// The maximum number of objects of one kind that are watched at once. Each takes a connection to the Kubernetes API. The
@@ -171,10 +182,8 @@ async fn watch_service_account(watch: &PodWatch, (namespace, name): (String, Str
         }
         match change(event, &name, &mut latest) {
             None => {}
-            Some(Some(mut metadata)) => {
-                let role = metadata.take_annotation(&watch.annotations.role, MAX_ROLE);
-                let eks_role = metadata.take_annotation(EKS_ROLE_KEY, MAX_ROLE);
-                let account = ServiceAccount { namespace: namespace.clone(), name: name.clone(), role, eks_role };
+            Some(Some(metadata)) => {
+                let account = account_of(&namespace, &name, metadata, &watch.annotations);
                 watch.writer.write(|index| index.apply_service_account(account));
             }
             Some(None) => watch.writer.write(|index| index.delete_service_account(&namespace, &name)),

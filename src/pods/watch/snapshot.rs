@@ -5,18 +5,18 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 
-use super::context::{EKS_ROLE_KEY, PERMITTED_KEY, account_annotations, namespace_annotations};
+use super::context::{PERMITTED_KEY, account_annotations, account_of, namespace_annotations};
 use super::fields::Annotation;
 use super::follow::PAGE_SIZE;
 use super::objects::{self, Object, OnlyMetadata, PodObject};
-use super::{MAX_LIST, MAX_ROLE, pod_annotations, pod_of};
+use super::{MAX_LIST, pod_annotations, pod_of};
 use crate::advice::Advise;
 use crate::config::AnnotationKeys;
 use crate::config::explain_command::PodReference;
 use crate::kubernetes::client::{Client, encode};
 use crate::kubernetes::failure::RequestFailure;
 use crate::kubernetes::filter::Excerpt;
-use crate::pods::{self, HostNetworkRules, Namespace, Needs, Pods, ServiceAccount};
+use crate::pods::{self, HostNetworkRules, Namespace, Needs, Pods};
 
 /// The result of a snapshot.
 #[derive(Debug)]
@@ -99,10 +99,8 @@ pub(crate) async fn snapshot(
     if needs.service_accounts && !account.is_empty() {
         let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}", encode(pod.namespace()), encode(&account));
         let what = || format!("service account {}/{account}", pod.namespace());
-        if let Some(OnlyMetadata { mut metadata }) = get(client, &path, &account_annotations(annotations), what).await? {
-            let role = metadata.take_annotation(&annotations.role, MAX_ROLE);
-            let eks_role = metadata.take_annotation(EKS_ROLE_KEY, MAX_ROLE);
-            let account = ServiceAccount { namespace: pod.namespace().to_owned(), name: account.clone(), role, eks_role };
+        if let Some(OnlyMetadata { metadata }) = get(client, &path, &account_annotations(annotations), what).await? {
+            let account = account_of(pod.namespace(), &account, metadata, annotations);
             writer.write(|index| index.apply_service_account(account));
         }
     }

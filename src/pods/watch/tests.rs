@@ -43,6 +43,7 @@ async fn watch(url: String, writer: PodsWriter, pods: Pods, needs: Needs) -> Pod
         now: Box::new(|| "2026-01-01T00:00:00Z".parse().unwrap()),
         annotations: AnnotationKeys {
             role: "iam.amazonaws.com/role".to_owned(),
+            target_role: "iam.amazonaws.com/target-role".to_owned(),
             external_id: "iam.amazonaws.com/external-id".to_owned(),
             allowed_roles: "iam.amazonaws.com/allowed-roles".to_owned(),
         },

@@ -12,6 +12,7 @@ fn account(role: Option<&str>, eks_role: Option<&str>) -> PodContext {
         name: "default".to_owned(),
         role: role.map(str::to_owned),
         eks_role: eks_role.map(str::to_owned),
+        target_role: None,
     };
     PodContext { service_account: Some(Arc::new(account)), ..PodContext::default() }
 }

@@ -148,6 +148,37 @@ async fn source_identities_need_permission_and_stay_through_role_chaining() {
 }
 
 #[tokio::test]
+async fn transitive_tags_stay_through_role_chaining_and_cannot_be_set_again() {
+    let sts = start();
+    let node = Client::node(&sts);
+    let tags = [("Tags.member.1.Key", "a"), ("Tags.member.1.Value", "one"), ("Tags.member.2.Key", "b"), ("Tags.member.2.Value", "two")];
+    let keys = |first: &'static str| [("TransitiveTagKeys.member.1", first)];
+    node.assume_with(APP, &[&tags[..], &keys("c")].concat()).await.refused(400, "ValidationError");
+    assert_eq!(node.assume_with(APP, &[&tags[..], &keys("a")].concat()).await.status, 200);
+    assert_eq!(sts.calls().last().unwrap().transitive_tag_keys, ["a"]);
+    let pairs = |tags: &[(&str, &str)]| tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Vec<_>>();
+    let first = sts.issued().pop().unwrap();
+    assert_eq!(first.tags, pairs(&[("a", "one"), ("b", "two")]));
+
+    sts.add_role(Role::new(NEXT).trusted_by([APP]));
+    let session = Client::session(&sts, &first);
+    assert_eq!(session.assume(NEXT).await.status, 200);
+    assert_eq!(sts.issued().last().unwrap().tags, pairs(&[("a", "one")]), "the other tag is not inherited");
+    assert_eq!(sts.calls().last().unwrap().caller_access_key_id, Some(first.access_key_id.clone()));
+    session.assume_with(NEXT, &tags[..2]).await.refused(400, "InvalidParameterValue");
+    assert_eq!(session.assume_with(NEXT, &[("Tags.member.1.Key", "b"), ("Tags.member.1.Value", "new")]).await.status, 200);
+    assert_eq!(sts.issued().last().unwrap().tags, pairs(&[("b", "new"), ("a", "one")]));
+
+    sts.add_role(Role::new(NEXT).trusted_by([APP]).without_tags());
+    let denied = session.assume(NEXT).await;
+    let denied = denied.refused(403, "AccessDenied");
+    assert!(denied.contains("sts:TagSession"), "inherited tags need the permission, too: {denied}");
+    sts.add_role(Role::new(APP).without_tags());
+    node.assume_with(APP, &tags).await.refused(403, "AccessDenied");
+    assert_eq!(node.assume(APP).await.status, 200);
+}
+
+#[tokio::test]
 async fn role_arns() {
     let sts = start();
     sts.unknown_roles_allowed(true);
