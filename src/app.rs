@@ -199,7 +199,7 @@ impl App {
         }
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         start.follow_pods(&kube, &pods, writer);
-        let recorder = if config.migrate.is_some() { Recorder::on(&config.pods.node) } else { Recorder::default() };
+        let recorder = Recorder::on(&config.pods.node);
         let cgroups = programs.map(|programs| start.exempt_pods(&pods, programs, &recorder));
         let (redirected, exempted) = cgroups.unzip();
         let events = start.write_events(&kube, &pods);

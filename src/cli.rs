@@ -131,14 +131,17 @@ fn check_command() -> Command {
 
 fn report_command() -> Command {
     let command = Command::new("report")
-        .about("Show what the strict settings would refuse, by namespace and workload (for daemons with --migrate)")
+        .about("Show which protocols workloads use and, for daemons with --migrate, what the strict settings would refuse")
         .long_about(
-            "Shows what the strict settings would refuse, by namespace and workload, and what would make it pass. Daemons record this \
-             with --migrate.\n\n\
+            "Shows which protocols each workload uses to get credentials and, for daemons with --migrate, what the strict settings would \
+             refuse, by namespace and workload, and what would make it pass.\n\n\
              By default, it asks the daemon on this machine: run it in the daemon's pod (kubectl exec), or use kubectl port-forward and \
              --admin-url. With --all-nodes, it reads the reports of all daemons through the Kubernetes API, and merges them.",
         )
-        .after_help("Exit codes: 0 no findings, 1 findings, 2 wrong arguments, 3 the report, or that of a node, cannot be read.")
+        .after_help(
+            "Exit codes: 0 no findings, 1 findings, 2 wrong arguments, 3 the report, or that of a node, cannot be read, \
+                     or its daemon runs without --migrate.",
+        )
         .max_term_width(120);
     flags::add_to_report(command)
 }
@@ -384,6 +387,11 @@ fn reported(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitC
     });
     match report.and_then(|report| show_report(&report, output).map(|()| report)) {
         Ok(report) if !report.is_complete() => ExitCode::from(UNKNOWN),
+        Ok(report) if report.without_findings().next().is_some() => {
+            let nodes = report.without_findings().collect::<Vec<_>>().join(", ");
+            say(&format!("rolegate: the daemons of these nodes run without --migrate, so they record no findings: {}", printable(&nodes)));
+            ExitCode::from(UNKNOWN)
+        }
         Ok(report) if report.workloads.is_empty() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(FOUND),
         Err(failure) => {

@@ -47,7 +47,7 @@ pub struct Needs {
     pub namespaces: bool,
     /// The service accounts of pods without a role of their own.
     pub service_accounts: bool,
-    /// The owners of all pods, which the migration report names. The owners of static pods are read in any case.
+    /// The owners of all pods, which the report names. The owners of static pods are read in any case.
     pub owners: bool,
 }
 

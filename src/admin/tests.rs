@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
 use super::*;
 use crate::clock::Clock;
 use crate::config::{MetadataProfile, PatternFormat, TokenMode};
@@ -72,7 +75,6 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
         record,
         explainer,
         reporter: Arc::default(),
-        migrates: false,
         rendered: Rendered::default(),
     }
 }

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::settings::log_refusals;
 use crate::advice::{Advise as _, chain};
 use crate::clock::Clock;
-use crate::config::{AwsConfig, BaseRole, Config, DefaultRole, PatternFormat, StrictSettings};
+use crate::config::{AwsConfig, BaseRole, Config, DefaultRole, PatternFormat};
 use crate::connections::ConnectionRecord;
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::StsLimits;
@@ -69,7 +69,7 @@ pub(super) struct RequestSources {
     pub(super) events: Reporter,
     /// Verifies service account tokens, where they are served.
     pub(super) verifier: Option<Verifier>,
-    /// Records for the migration report, with `--migrate`.
+    /// Records what requests show the migration report.
     pub(super) recorder: Recorder,
 }
 
@@ -138,10 +138,20 @@ pub(super) async fn prepare(
     }
     let pod_identity = verifier.map(|verifier| PodIdentity { verifier, node: config.pods.node.clone() });
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events).with_pod_identity(pod_identity);
+    let proxy = proxy.with_recorder(recorder.clone());
+    // It is given once: this runs once.
+    let _ = reporter.set(MigrationReporter {
+        node: config.pods.node.clone(),
+        recorder: recorder.clone(),
+        pods: proxy.pods().clone(),
+        policy: policy.clone(),
+        strict: config.migrate.clone(),
+        allowed_roles: config.pods.annotations.allowed_roles.clone(),
+        patterns: config.roles.patterns,
+    });
     let proxy = match &config.migrate {
         Some(strict) => {
-            let migration = record_migration(config, strict, recorder, proxy.pods(), &policy, &reporter)?;
-            proxy.with_migration(migration)
+            proxy.with_migration(Migration::new(recorder, strict.tokens, Access::new(strict.profile, node_info_namespaces(config)?)))
         }
         None => proxy,
     };
@@ -159,28 +169,6 @@ pub(super) async fn prepare(
 
 fn node_info_namespaces(config: &Config) -> anyhow::Result<Patterns> {
     Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")
-}
-
-/// Makes what records for the migration report, and what makes the report.
-fn record_migration(
-    config: &Config,
-    strict: &StrictSettings,
-    recorder: Recorder,
-    pods: &Pods,
-    policy: &Arc<Policy>,
-    reporter: &OnceLock<MigrationReporter>,
-) -> anyhow::Result<Migration> {
-    // It is given once: this runs once.
-    let _ = reporter.set(MigrationReporter {
-        node: config.pods.node.clone(),
-        recorder: recorder.clone(),
-        pods: pods.clone(),
-        policy: policy.clone(),
-        strict: strict.clone(),
-        allowed_roles: config.pods.annotations.allowed_roles.clone(),
-        patterns: config.roles.patterns,
-    });
-    Ok(Migration::new(recorder, strict.tokens, Access::new(strict.profile, node_info_namespaces(config)?)))
 }
 
 pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {

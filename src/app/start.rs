@@ -93,7 +93,7 @@ impl Start<'_> {
         let needs = Needs {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
-            owners: config.migrate.is_some(),
+            owners: true,
         };
         let watch = PodWatch {
             client: kube.clone(),
@@ -188,7 +188,6 @@ impl Start<'_> {
             record: record.clone(),
             explainer: explainer.clone(),
             reporter: reporter.clone(),
-            migrates: config.migrate.is_some(),
             rendered: Rendered::default(),
         });
         if let Some(listener) = probe_socket {

@@ -22,6 +22,7 @@ use super::{Proxy, documents, respond};
 use crate::credentials::AssumeRole;
 use crate::pod_identity::token::{BearerToken, TokenError};
 use crate::pods::{Identifier, Lookup, Objection};
+use crate::report::recorder::CredentialProtocol;
 
 mod errors;
 mod route;
@@ -89,12 +90,15 @@ impl<A: AssumeRole> Proxy<A> {
         if pod.uid != claims.pod_uid {
             return Err(Refusal::TokenOfOtherPod(Some(pod), claims));
         }
+        self.recorder.requested(&pod, CredentialProtocol::PodIdentity);
         if pod.host_network && self.pods.denies_in_host_network(&pod) {
             return Err(Refusal::HostNetwork(pod));
         }
         let (pod, request) = self.decide(&identifier, pod, context, until).await?;
         let credentials = self.session(&identifier, &pod, &request, seen).await?;
         let document = credentials.container_document(|credentials| documents::container_credentials(credentials, request.role()));
-        document.map_err(|_| Refusal::Unavailable(pod))
+        let document = document.map_err(|_| Refusal::Unavailable(pod.clone()))?;
+        self.recorder.answered(&pod, CredentialProtocol::PodIdentity);
+        Ok(document)
     }
 }
