@@ -21,6 +21,7 @@ use crate::kubernetes::client::{self, Client};
 use crate::kubernetes::setup::is_of_service_account;
 use crate::metrics::Metrics;
 use crate::pods::HostNetworkRules;
+use crate::pods::watch::manifest::ApiManifests;
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::interface_addresses;
@@ -213,7 +214,8 @@ impl App {
         };
         let mut place = std::pin::pin!(place.fuse());
         let verifier = config.pod_identity.as_ref().map(|config| start.follow_issuer(config, &kube));
-        let sources = RequestSources { pods: pods.clone(), events, verifier, recorder };
+        let manifests = Arc::new(ApiManifests::new(kube.clone()));
+        let sources = RequestSources { pods: pods.clone(), events, verifier, recorder, manifests };
         let prepared = prepare(&config, sources, &metrics, &readiness, &drain, shared);
         let prepared = async {
             // The daemon's own pod needs the real metadata service.

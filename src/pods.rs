@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, Semaphore, watch as signal};
 mod identifier;
 pub mod index;
 mod lookup;
+mod manifest;
 mod pins;
 pub(crate) mod waiting;
 pub mod watch;
@@ -25,6 +26,7 @@ pub use index::{
     Sandbox, ServiceAccount,
 };
 pub use lookup::Lookup;
+pub use manifest::{ManifestContainer, ManifestMount, ManifestVariable, PodManifest, PodManifests, VolumeToken};
 use waiting::{Places, RequestWaiter};
 pub use witness::Objection;
 use witness::{Judged, NodeWitness};

@@ -18,11 +18,11 @@ use crate::credentials::sts::{Aws, AwsConnection, AwsError, Sts};
 use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::explain::By;
-use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon};
+use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon, PacedManifests};
 use crate::explain::modes::RequestModes;
 use crate::metrics::Metrics;
 use crate::pod_identity::verifier::Verifier;
-use crate::pods::Pods;
+use crate::pods::{PodManifests, Pods};
 use crate::policy::Discovered;
 use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
@@ -71,6 +71,8 @@ pub(super) struct RequestSources {
     pub(super) verifier: Option<Verifier>,
     /// Records what requests show the migration report.
     pub(super) recorder: Recorder,
+    /// Where the manifests of pods are read, for `rolegate explain`.
+    pub(super) manifests: Arc<dyn PodManifests>,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
@@ -82,7 +84,7 @@ pub(super) async fn prepare(
     drain: &Drain,
     shared: SharedWithAdmin,
 ) -> anyhow::Result<Prepared> {
-    let RequestSources { pods, events, verifier, recorder } = sources;
+    let RequestSources { pods, events, verifier, recorder, manifests } = sources;
     let (clock, SharedWithAdmin { explainer, reporter, record }) = (Clock::system(), shared);
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
@@ -119,6 +121,8 @@ pub(super) async fn prepare(
         sts: sts.asked_once(),
         metrics: metrics.clone(),
         pace: ExplainRate::default(),
+        manifests: PacedManifests::new(manifests),
+        pod_identity: config.pod_identity.clone(),
         daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone(), limits: record.clone(), modes }),
     });
     let access = Access::new(config.metadata.profile, node_info_namespaces(config)?);
