@@ -239,7 +239,9 @@ impl App {
         start.test_itself((self_test, self_test_step), exit_guard, pods, &probes);
         let health = StartupHealth::new(readiness.clone(), config.server.startup_grace);
         start.follow_health(health.clone());
-        let server = Arc::new(server.with_probes(probes.clone()).with_health(health).with_redirected(redirected));
+        let host_clients = start.tell_host_clients_apart();
+        let server = server.with_probes(probes.clone()).with_health(health).with_redirected(redirected).with_host_clients(host_clients);
+        let server = Arc::new(server);
         let entrance = Entrance { server, node, readiness: readiness.clone(), drain: drain.clone() };
         let handover_socket = config.server.handover_socket.clone();
         let mut acceptor = tokio::spawn(async move {

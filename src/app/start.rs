@@ -8,7 +8,7 @@ use tracing::{error, warn};
 
 use super::own_pod::PODS_KNOWN;
 use super::prepare::{Prepared, SharedWithAdmin};
-use super::{listener, node, overflows, own_pod};
+use super::{listener, node, overflows, own_pod, pod_identity};
 use crate::admin::{Admin, Rendered};
 use crate::cgroup::{PodCgroups, RedirectPrograms};
 use crate::clock::Clock;
@@ -38,7 +38,7 @@ use crate::report::node_role::NodeRoleUse;
 use crate::report::recorder::Recorder;
 use crate::report::reporter::MigrationReporter;
 use crate::self_test::{Ability, Probes, Redirection, SelfTest};
-use crate::server::{Redirected, Server};
+use crate::server::{HostClients, Redirected, Server};
 use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;
 
@@ -147,6 +147,15 @@ impl Start<'_> {
         self.tasks.spawn("keys of the service account issuer", refresher.run());
         self.tasks.spawn("addresses of Pod Identity", addresses::keep(config.assigned()));
         Verifier::new(keys, &config.audience, Clock::system())
+    }
+
+    /// Begins to look for the control groups of pods, for Pod Identity. Returns what distinguishes clients in the node's network by them.
+    pub(super) fn tell_host_clients_apart(&mut self) -> Option<HostClients> {
+        let (config, cgroups) = (self.config, Arc::default());
+        config.pod_identity.as_ref()?;
+        let clients = pod_identity::host_clients(Arc::clone(&cgroups))?;
+        self.tasks.spawn("control group of all pods", pod_identity::find_pods_cgroup(config.redirect.bpf.cgroup.clone(), cgroups));
+        Some(clients)
     }
 
     /// Begins to write Events, where they are switched on.

@@ -57,7 +57,8 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     async fn credentials_by_token(&self, origin: &Origin, local: SocketAddr, request: &Parts) -> Result<Bytes, Refusal> {
-        let sender = || if origin.is_of_node { None } else { self.sender(origin) };
+        // The address of the node tells nothing about the sender.
+        let sender = || if origin.is_of_node && origin.process.is_none() { None } else { self.sender(origin) };
         if let Err(rejection) = route::check(&request.method, &request.uri, &request.headers, Some(local)) {
             return Err(Refusal::IdentityRejected(sender(), rejection));
         }
@@ -74,16 +75,20 @@ impl<A: AssumeRole> Proxy<A> {
         // Taken before the first lookup, so that no later change is missed.
         let seen = self.seen();
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
-        // Connections of pods in the node's network have the node's address. Only the token says which of these pods it is.
+        // Connections of pods in the node's network have the node's address. The token says which of these pods it is. Where the kernel
+        // tells the pod of the client's socket, it must be the same.
         let identifier = match origin.is_of_node {
             true => Identifier::HostNetwork(claims.pod_uid.0.clone()),
             false => Identifier::Address(origin.ip),
         };
         let (pod, context) = match self.look_up(&identifier).await {
             // A pod with a network of its own never connects from the node.
-            Lookup::Objected(_, Objection::NotInHostNetwork) => return Err(Refusal::TokenOfOtherPod(None, claims)),
+            Lookup::Objected(_, Objection::NotInHostNetwork) => return Err(Refusal::TokenOfOtherPod(sender(), claims)),
             found => self.found(found)?,
         };
+        if origin.contradicts(&pod) {
+            return Err(Refusal::TokenOfOtherPod(sender(), claims));
+        }
         if origin.late || !origin.belongs_to(&pod.uid) {
             return Err(Refusal::Changed(pod));
         }
