@@ -136,10 +136,8 @@ pub(crate) struct Admin<A> {
     pub record: ConnectionRecord,
     /// The explainer, once the daemon's policy is ready.
     pub explainer: Arc<OnceLock<Explainer<A>>>,
-    /// The reporter of the migration report, once the daemon's policy is ready; never without `--migrate`.
+    /// The reporter of the migration report, once the daemon's policy is ready.
     pub reporter: Arc<OnceLock<MigrationReporter>>,
-    /// Whether there is a migration report.
-    pub migrates: bool,
     /// The last rendering of the metrics.
     pub rendered: Rendered,
 }
@@ -287,7 +285,7 @@ impl<A: StsOfNode> Admin<A> {
             (&Method::GET | &Method::POST, "/explain") if is_local(peer, &request.headers) && request.headers.contains_key(HEADER) => {
                 self.explain(request).await
             }
-            (&Method::GET, "/report") if self.migrates && is_local(peer, &request.headers) => self.report(request),
+            (&Method::GET, "/report") if is_local(peer, &request.headers) => self.report(request),
             (&Method::POST, "/explain") | (&Method::GET | &Method::HEAD, _) => NOT_FOUND,
             _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, Bytes::new()),
         }

@@ -21,6 +21,7 @@ use crate::kubernetes::client::{self, Client};
 use crate::kubernetes::setup::is_of_service_account;
 use crate::metrics::Metrics;
 use crate::pods::HostNetworkRules;
+use crate::pods::watch::manifest::ApiManifests;
 use crate::policy::node::NodeIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::interface_addresses;
@@ -199,7 +200,7 @@ impl App {
         }
         let mut start = Start { config: &config, metrics: &metrics, readiness: &readiness, tasks };
         start.follow_pods(&kube, &pods, writer);
-        let recorder = if config.migrate.is_some() { Recorder::on(&config.pods.node) } else { Recorder::default() };
+        let recorder = Recorder::on(&config.pods.node);
         let cgroups = programs.map(|programs| start.exempt_pods(&pods, programs, &recorder));
         let (redirected, exempted) = cgroups.unzip();
         let events = start.write_events(&kube, &pods);
@@ -213,7 +214,8 @@ impl App {
         };
         let mut place = std::pin::pin!(place.fuse());
         let verifier = config.pod_identity.as_ref().map(|config| start.follow_issuer(config, &kube));
-        let sources = RequestSources { pods: pods.clone(), events, verifier, recorder };
+        let manifests = Arc::new(ApiManifests::new(kube.clone()));
+        let sources = RequestSources { pods: pods.clone(), events, verifier, recorder, manifests };
         let prepared = prepare(&config, sources, &metrics, &readiness, &drain, shared);
         let prepared = async {
             // The daemon's own pod needs the real metadata service.
@@ -237,7 +239,9 @@ impl App {
         start.test_itself((self_test, self_test_step), exit_guard, pods, &probes);
         let health = StartupHealth::new(readiness.clone(), config.server.startup_grace);
         start.follow_health(health.clone());
-        let server = Arc::new(server.with_probes(probes.clone()).with_health(health).with_redirected(redirected));
+        let host_clients = start.tell_host_clients_apart();
+        let server = server.with_probes(probes.clone()).with_health(health).with_redirected(redirected).with_host_clients(host_clients);
+        let server = Arc::new(server);
         let entrance = Entrance { server, node, readiness: readiness.clone(), drain: drain.clone() };
         let handover_socket = config.server.handover_socket.clone();
         let mut acceptor = tokio::spawn(async move {

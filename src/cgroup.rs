@@ -54,6 +54,17 @@ pub trait RedirectedSockets: Send + Sync + fmt::Debug {
     fn find(&self, peer: SocketAddr, local: SocketAddr) -> io::Result<Option<RedirectedSocket>>;
 }
 
+/// Tells which control groups sockets in the node's network belong to.
+pub trait SocketCgroups: Send + Sync + fmt::Debug {
+    /// Returns the control group of the process that created the client's socket of a connection within this network. `None` if there is
+    /// no such socket any more, it is in another network, or the kernel does not tell. IPv4 addresses are plain ones, not mapped to IPv6.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be asked.
+    fn of(&self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<CgroupId>>;
+}
+
 /// Lets pods in the node's network reach the real metadata service.
 pub trait HostNetworkExemptions: Send + Sync + fmt::Debug {
     /// Replaces the control groups of pods (not of containers) that may reach the real metadata service.

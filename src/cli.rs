@@ -28,6 +28,7 @@ use crate::config::check_command::{CheckCommand, LIST};
 use crate::config::explain_command::{ExplainConfig, Output, POD};
 use crate::config::kiam::{TranslatedArguments, translate};
 use crate::config::metrics_port::FIRST_PROCESS;
+use crate::config::migrate_command::role_key;
 use crate::config::pod_identity_render::{PodIdentityRender, WORKLOAD};
 use crate::config::probe::{ProbeConfig, QUESTION};
 use crate::config::redirect::{Action, RedirectCommand};
@@ -131,14 +132,17 @@ fn check_command() -> Command {
 
 fn report_command() -> Command {
     let command = Command::new("report")
-        .about("Show what the strict settings would refuse, by namespace and workload (for daemons with --migrate)")
+        .about("Show which protocols workloads use and, for daemons with --migrate, what the strict settings would refuse")
         .long_about(
-            "Shows what the strict settings would refuse, by namespace and workload, and what would make it pass. Daemons record this \
-             with --migrate.\n\n\
+            "Shows which protocols each workload uses to get credentials and, for daemons with --migrate, what the strict settings would \
+             refuse, by namespace and workload, and what would make it pass.\n\n\
              By default, it asks the daemon on this machine: run it in the daemon's pod (kubectl exec), or use kubectl port-forward and \
              --admin-url. With --all-nodes, it reads the reports of all daemons through the Kubernetes API, and merges them.",
         )
-        .after_help("Exit codes: 0 no findings, 1 findings, 2 wrong arguments, 3 the report, or that of a node, cannot be read.")
+        .after_help(
+            "Exit codes: 0 no findings, 1 findings, 2 wrong arguments, 3 the report, or that of a node, cannot be read, \
+                     or its daemon runs without --migrate.",
+        )
         .max_term_width(120);
     flags::add_to_report(command)
 }
@@ -194,7 +198,7 @@ fn pod_identity_command() -> Command {
 }
 
 fn migrate_command() -> Command {
-    Command::new("migrate")
+    let command = Command::new("migrate")
         .about("Convert manifests of kube2iam or kiam to rolegate's, or move role annotations from pods to service accounts")
         .long_about(
             "Reads the manifests of kube2iam or kiam as YAML from standard input, and prints rolegate's: DaemonSet, ServiceAccount, \
@@ -202,7 +206,7 @@ fn migrate_command() -> Command {
              also on standard error. Arguments that the daemon would refuse are not printed. Nothing is read from a cluster or changed \
              in one.\n\n\
              For kiam, give the manifests of agent and server together.\n\n\
-             With annotations, it reads the workloads and service accounts of a cluster (kubectl get deploy,sts,ds,job,cronjob,pods,sa \
+             With annotations, it reads the workloads and service accounts of a cluster (kubectl get deploy,rs,sts,ds,job,cronjob,pods,sa \
              --all-namespaces --output json), and prints service accounts that give each workload the role of its pods' annotation, with \
              the label for the component daemonset/pod-identity-injection. If workloads of one service account have different roles, or \
              some have none, each role gets its own service account, and comments contain the commands that change the workloads.",
@@ -211,7 +215,8 @@ fn migrate_command() -> Command {
             "Exit codes: 0 manifests printed, 1 nothing to migrate, 2 input that cannot be read or arguments that rolegate refuses.",
         )
         .max_term_width(120)
-        .arg(Arg::new(PROJECT).required(true).value_parser(PROJECTS).help("What to convert"))
+        .arg(Arg::new(PROJECT).required(true).value_parser(PROJECTS).help("What to convert"));
+    flags::add_to_migrate(command)
 }
 
 /// Runs the program.
@@ -249,7 +254,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
             Err(_) => ExitCode::FAILURE,
         },
         Some(("probe", matches)) => probed(matches, env),
-        Some(("migrate", matches)) => migrated(matches),
+        Some(("migrate", matches)) => migrated(matches, env),
         Some((POD_IDENTITY, matches)) => rendered(matches, env),
         _ => run(&matches, env, &arguments, warnings),
     }
@@ -384,6 +389,11 @@ fn reported(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitC
     });
     match report.and_then(|report| show_report(&report, output).map(|()| report)) {
         Ok(report) if !report.is_complete() => ExitCode::from(UNKNOWN),
+        Ok(report) if report.without_findings().next().is_some() => {
+            let nodes = report.without_findings().collect::<Vec<_>>().join(", ");
+            say(&format!("rolegate: the daemons of these nodes run without --migrate, so they record no findings: {}", printable(&nodes)));
+            ExitCode::from(UNKNOWN)
+        }
         Ok(report) if report.workloads.is_empty() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(FOUND),
         Err(failure) => {
@@ -453,9 +463,16 @@ fn probed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCod
     }
 }
 
-fn migrated(matches: &ArgMatches) -> ExitCode {
+fn migrated(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let word = matches.get_one::<String>(PROJECT).map_or("", String::as_str);
     let project = Project::NAMES.into_iter().find(|(name, _)| *name == word).map(|(_, project)| project);
+    let role_key = match role_key(matches, env, project.is_none()) {
+        Ok(key) => key,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nSee rolegate migrate --help"));
+            return ExitCode::from(USAGE);
+        }
+    };
     let most = if project.is_some() { migrate::MAX_INPUT } else { migrate::MAX_WORKLOADS_INPUT };
     let mut input = Vec::new();
     // One byte more than is taken, so that more is seen.
@@ -463,14 +480,15 @@ fn migrated(matches: &ArgMatches) -> ExitCode {
         say(&format!("rolegate: cannot read standard input: {error}"));
         return ExitCode::from(USAGE);
     }
-    let migrated = match project.map_or_else(|| migrate::migrate_annotations(&input), |project| migrate::migrate(project, &input)) {
-        Ok(migrated) => migrated,
-        Err(error) => {
-            say(&format!("rolegate: {}", printable(&error.with_advice())));
-            let is_empty = matches!(error, MigrateError::NothingToMigrate(_) | MigrateError::NoRoles(_));
-            return ExitCode::from(if is_empty { NOTHING_TO_MIGRATE } else { USAGE });
-        }
-    };
+    let migrated =
+        match project.map_or_else(|| migrate::migrate_annotations(&input, &role_key), |project| migrate::migrate(project, &input)) {
+            Ok(migrated) => migrated,
+            Err(error) => {
+                say(&format!("rolegate: {}", printable(&error.with_advice())));
+                let is_empty = matches!(error, MigrateError::NothingToMigrate(_) | MigrateError::NoRoles(_));
+                return ExitCode::from(if is_empty { NOTHING_TO_MIGRATE } else { USAGE });
+            }
+        };
     for warning in &migrated.warnings {
         say(&format!("rolegate: warning: {warning}"));
     }

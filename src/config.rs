@@ -22,6 +22,7 @@ pub(crate) mod kiam;
 mod load;
 pub(crate) mod metrics_port;
 mod migrate;
+pub(crate) mod migrate_command;
 pub mod own_pod;
 pub mod pod_identity;
 pub(crate) mod pod_identity_render;

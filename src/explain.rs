@@ -18,6 +18,7 @@ pub(crate) mod admin;
 pub(crate) mod explainer;
 pub(crate) mod look;
 pub(crate) mod modes;
+pub(crate) mod pod_identity;
 pub(crate) mod render;
 
 /// The version of the report's form. It grows if a field is removed or changes its meaning.
@@ -54,6 +55,9 @@ pub(crate) struct Report {
     pub identity: Vec<ReportStep>,
     /// The steps that decide the role.
     pub policy: Vec<ReportStep>,
+    /// What the pod needs to get credentials with Pod Identity; empty if neither the pod nor the daemon uses it.
+    #[serde(default)]
+    pub pod_identity: Vec<ReportStep>,
     /// The parameters of AssumeRole, if the pod may have the role.
     pub request: Option<StsParameters>,
     /// The answer of STS, if it was called.
@@ -159,6 +163,7 @@ impl Report {
             notes: Vec::new(),
             identity: Vec::new(),
             policy: Vec::new(),
+            pod_identity: Vec::new(),
             request: None,
             assume: None,
         }

@@ -1,5 +1,5 @@
-//! Queries to the kernel about interfaces, routes, neighbours and routing rules, and its notifications (rtnetlink(7)). They need no
-//! external program, and the queries need no capability.
+//! Queries to the kernel about interfaces, routes, neighbours and routing rules, and its notifications (rtnetlink(7)); about sockets, see
+//! [`sock_diag`]. They need no external program, and the queries need no capability.
 //!
 //! Queries about interfaces, and about the forwarding database of a bridge (`rtnl_fdb_get`), wait for the kernel's lock of the
 //! network configuration (`rtnl_mutex`). Other processes may hold it for tens of milliseconds while they add or remove
@@ -19,6 +19,7 @@ pub(crate) mod address;
 mod exits;
 pub(crate) mod message;
 pub mod rule;
+pub mod sock_diag;
 
 use self::message::{
     IFF_LOWER_UP, IFF_RUNNING, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_BR_VLAN_DEFAULT_PVID, IFLA_BR_VLAN_FILTERING, IFLA_EXT_MASK,
@@ -121,8 +122,12 @@ impl Netlink {
     /// # Errors
     /// If netlink is unavailable, or no descriptor is left.
     pub fn open() -> io::Result<Self> {
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))?;
+        Self::with(SockProtocol::NetlinkRoute, TimeVal::seconds(ANSWER_TIMEOUT_SECONDS))
+    }
+
+    fn with(protocol: SockProtocol, timeout: TimeVal) -> io::Result<Self> {
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        setsockopt(&socket, ReceiveTimeout, &timeout)?;
         Ok(Self { socket, sequence: 0 })
     }
 

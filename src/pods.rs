@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, Semaphore, watch as signal};
 mod identifier;
 pub mod index;
 mod lookup;
+mod manifest;
 mod pins;
 pub(crate) mod waiting;
 pub mod watch;
@@ -25,6 +26,7 @@ pub use index::{
     Sandbox, ServiceAccount,
 };
 pub use lookup::Lookup;
+pub use manifest::{ManifestContainer, ManifestMount, ManifestVariable, PodManifest, PodManifests, VolumeToken};
 use waiting::{Places, RequestWaiter};
 pub use witness::Objection;
 use witness::{Judged, NodeWitness};
@@ -47,7 +49,7 @@ pub struct Needs {
     pub namespaces: bool,
     /// The service accounts of pods without a role of their own.
     pub service_accounts: bool,
-    /// The owners of all pods, which the migration report names. The owners of static pods are read in any case.
+    /// The owners of all pods, which the report names. The owners of static pods are read in any case.
     pub owners: bool,
 }
 

@@ -27,6 +27,7 @@ use crate::log_once::{EachDigest, LOG_EVERY};
 use crate::metrics::{Metrics, RouteMeters};
 use crate::pods::{HostNetworkTreatment, Identifier, Lookup, Objection, Pod, PodContext, Pods};
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
+use crate::report::recorder::{CredentialProtocol, Recorder};
 
 pub(crate) mod documents;
 pub mod metadata;
@@ -85,6 +86,7 @@ pub struct Proxy<A> {
     told: EachDigest,
     events: Reporter,
     migration: Migration,
+    recorder: Recorder,
     pod_identity: Option<PodIdentity>,
 }
 
@@ -139,15 +141,20 @@ impl<A: AssumeRole> Proxy<A> {
             pod_identity: metrics.route("pod-identity"),
         };
         let (logged, told) = (EachDigest::new(LOG_EVERY, MAX_LOGGED), EachDigest::new(ONCE, MAX_LOGGED));
-        let migration = Migration::default();
-        let pod_identity = None;
-        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged, told, events, migration, pod_identity }
+        let (migration, recorder, pod_identity) = (Migration::default(), Recorder::default(), None);
+        Self { settings, pods, sessions, tokens, metadata, clock, metrics, meters, logged, told, events, migration, recorder, pod_identity }
     }
 
     /// Records what the strict settings would refuse.
     #[must_use]
     pub(crate) fn with_migration(self, migration: Migration) -> Self {
         Self { migration, ..self }
+    }
+
+    /// Records which protocols pods use.
+    #[must_use]
+    pub(crate) fn with_recorder(self, recorder: Recorder) -> Self {
+        Self { recorder, ..self }
     }
 
     /// Returns the metadata values, for the task that keeps them up to date.
@@ -193,6 +200,9 @@ impl<A: AssumeRole> Proxy<A> {
         if origin.late || !origin.belongs_to(&pod.uid) {
             return self.refuse(origin, Refusal::Changed(pod), asked);
         }
+        let with_token = matches!(route, Route::NewToken { .. }) || head.headers.contains_key(route::TOKEN);
+        let protocol = if with_token { CredentialProtocol::Imdsv2 } else { CredentialProtocol::Imdsv1 };
+        self.recorder.requested(&pod, protocol);
         if let Route::NewToken { ttl_seconds } = route {
             let token = self.tokens.issue(&pod.uid, origin.ip, Duration::from_secs(ttl_seconds.into()));
             return Outcome::Token { token, ttl_seconds };
@@ -220,13 +230,15 @@ impl<A: AssumeRole> Proxy<A> {
             Route::RoleList => Outcome::Text(Bytes::copy_from_slice(request.role().name().as_bytes())),
             Route::InstanceProfile => self.document(documents::instance_profile(request.role(), self.clock.now())),
             Route::Credentials { role, extended } if self.settings.policy.is_name_of(&role, request.role()) => {
-                match self.session(&identifier, &pod, &request, seen).await {
-                    Ok(credentials) if extended => self.document(
-                        credentials.extended_document(|credentials| documents::extended_credentials(credentials, request.role())),
-                    ),
-                    Ok(credentials) => self.document(credentials.document(documents::credentials)),
-                    Err(refusal) => self.refuse(origin, refusal, asked),
-                }
+                let credentials = match self.session(&identifier, &pod, &request, seen).await {
+                    Ok(credentials) => credentials,
+                    Err(refusal) => return self.refuse(origin, refusal, asked),
+                };
+                self.recorder.answered(&pod, protocol);
+                self.document(match extended {
+                    true => credentials.extended_document(|credentials| documents::extended_credentials(credentials, request.role())),
+                    false => credentials.document(documents::credentials),
+                })
             }
             Route::Credentials { .. } => self.refuse(origin, Refusal::OtherRole(pod), asked),
             // These are answered above.

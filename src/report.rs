@@ -1,4 +1,5 @@
-//! The migration report: for each workload, what the strict settings would refuse, and what would make it pass.
+//! The migration report: for each workload, the protocols that it uses, what the strict settings would refuse, and what would make it
+//! pass.
 //!
 //! With `--migrate`, the daemon serves what kube2iam would serve. The [recorder] counts what the strict settings would
 //! refuse, and the [reporter] adds what the known pods and namespaces say now. A report has only texts. Those of other
@@ -14,9 +15,11 @@ pub(crate) mod client;
 mod ledger;
 pub(crate) mod merge;
 pub(crate) mod node_role;
+mod places;
 pub(crate) mod recorder;
 pub(crate) mod render;
 pub(crate) mod reporter;
+mod uses;
 mod workload;
 
 /// The version of the report's form. It grows if a field is removed or changes its meaning.
@@ -37,6 +40,12 @@ pub(crate) struct MigrationReport {
     pub namespaces: Vec<ReportedNamespace>,
     /// The workloads with findings, in the order of namespace, kind and name.
     pub workloads: Vec<ReportedWorkload>,
+    /// The protocols in use, in the order of namespace, kind, name and protocol. Earlier versions have none.
+    #[serde(default)]
+    pub protocols: Vec<ReportedProtocol>,
+    /// Requests that are missing in `protocols`, because too many workloads sent some.
+    #[serde(default)]
+    pub protocols_left_out: u64,
 }
 
 /// A node of the report.
@@ -46,6 +55,9 @@ pub(crate) struct ReportedNode {
     pub node: String,
     /// For how many seconds its daemon has recorded.
     pub recorded_seconds: u64,
+    /// Whether its daemon has `--migrate`, and so records findings. Earlier versions made no report without.
+    #[serde(default = "always")]
+    pub findings_recorded: bool,
     /// Why its report is missing.
     pub error: Option<String>,
 }
@@ -110,6 +122,53 @@ pub(crate) struct Finding {
     pub advice: String,
 }
 
+/// A protocol that a workload uses to get credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReportedProtocol {
+    /// The namespace.
+    pub namespace: String,
+    /// The kind, such as `Deployment`; `Pod` for a pod without a controller.
+    pub kind: String,
+    /// The name.
+    pub name: String,
+    /// The protocol.
+    pub protocol: CredentialProtocol,
+    /// The number of requests, including refused ones and, with the metadata service, requests for other values.
+    pub requests: u64,
+    /// The number of these requests that were answered with credentials.
+    pub credentials: u64,
+    /// Seconds since the last request.
+    pub last_seen_seconds: u64,
+}
+
+/// A protocol by which pods get credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CredentialProtocol {
+    /// The metadata service without a session token.
+    Imdsv1,
+    /// The metadata service with a session token.
+    Imdsv2,
+    /// Pod Identity.
+    PodIdentity,
+}
+
+impl CredentialProtocol {
+    /// Every protocol, in the order of its variants, with its name in reports.
+    pub(crate) const ALL: [(Self, &'static str); 3] =
+        [(Self::Imdsv1, "imdsv1"), (Self::Imdsv2, "imdsv2"), (Self::PodIdentity, "pod-identity")];
+
+    /// Returns the name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    /// Returns whether this is the metadata service.
+    pub(crate) fn is_metadata(self) -> bool {
+        self != Self::PodIdentity
+    }
+}
+
 /// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -160,6 +219,10 @@ impl ReportedSettings {
             namespace_restrictions: strict.restricted,
         }
     }
+}
+
+fn always() -> bool {
+    true
 }
 
 #[cfg(test)]

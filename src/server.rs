@@ -38,9 +38,12 @@ use crate::readiness::StartupHealth;
 use crate::self_test::{ProbeArrival, Probes};
 
 mod connection;
+mod host_clients;
+mod host_network;
 mod redirected;
 mod resolve;
 
+pub(crate) use host_clients::HostClients;
 pub(crate) use redirected::Redirected;
 use redirected::is_metadata;
 
@@ -70,6 +73,7 @@ pub(crate) struct Server<A> {
     probes: Probes,
     health: Option<StartupHealth>,
     redirected: Option<Redirected>,
+    host_clients: Option<HostClients>,
 }
 
 /// Whether connections can be accepted. Changes are logged once, because the state may last.
@@ -192,6 +196,7 @@ impl<A: AssumeRole> Server<A> {
             probes: Probes::default(),
             health: None,
             redirected: None,
+            host_clients: None,
         }
     }
 
@@ -306,11 +311,10 @@ impl<A: AssumeRole> Server<A> {
         // Only a socket in the node's network can connect from the address that it connects to, or from a loopback address. With direct
         // connections, loopback addresses are taken for pods'.
         origin.is_of_node = ip == local.ip() || (ip.is_loopback() && !self.accept_direct);
-        let arrival = self.arrival(stream, Admission::PodIdentity(origin, local), ip);
-        if arrival.admission.origin().is_some_and(|origin| origin.is_of_node) {
-            return self.admit_arrival(arrival);
+        if origin.is_of_node {
+            return self.take_host_client(stream, Admission::PodIdentity(origin, local), SocketAddr::new(ip, peer.port()), local);
         }
-        self.admit_by_address(arrival);
+        self.admit_by_address(self.arrival(stream, Admission::PodIdentity(origin, local), ip));
     }
 
     /// Admits a connection whose source is known by its address. If that is unknown, the kernel may have to be asked what to count it by.
@@ -365,10 +369,6 @@ impl<A: AssumeRole> Server<A> {
         let Some(origin) = admission.origin_mut() else {
             return Arrival { stream, admission, source: Source::Node, unchecked: None, unresolved: None };
         };
-        if origin.is_of_node {
-            // The token of its first request says which pod it counts for.
-            return Arrival { stream, admission, source: Source::unknown(ip), unchecked: None, unresolved: None };
-        }
         if let Some(source) = redirected::source(origin, pods) {
             return Arrival { stream, admission, source, unchecked: None, unresolved: None };
         }

@@ -70,8 +70,22 @@ impl Load {
         let shared = self.shared.clone();
         move |role, connections, connect| {
             let (shared, role) = (shared.clone(), role.to_owned());
-            std::thread::spawn(move || Client { role, connections, connect, token: String::new(), asked: 0 }.run(&shared))
+            std::thread::spawn(move || Client { role, connections, connect, bearer: None, token: String::new(), asked: 0 }.run(&shared))
         }
+    }
+
+    /// Starts a client that requests its credentials with a service account token (Pod Identity) from this host, on a thread of its own.
+    pub fn start_with_token(
+        &mut self,
+        role: &str,
+        connections: Connections,
+        bearer: ServiceAccountToken,
+        connect: impl Fn() -> io::Result<TcpStream> + Send + 'static,
+    ) {
+        let (shared, role) = (self.shared.clone(), role.to_owned());
+        let (connect, bearer, token): (Connect, _, _) = (Box::new(connect), Some(bearer), String::new());
+        let client = Client { role, connections, connect, bearer, token, asked: 0 };
+        self.clients.push(std::thread::spawn(move || client.run(&shared)));
     }
 
     /// Adds a client.
@@ -122,10 +136,21 @@ impl Load {
 /// How a client connects.
 pub type Connect = Box<dyn Fn() -> io::Result<TcpStream> + Send>;
 
+/// What a client of Pod Identity sends.
+#[derive(Clone, Debug)]
+pub struct ServiceAccountToken {
+    /// The value of the header `Host`.
+    pub host: String,
+    /// The token.
+    pub token: String,
+}
+
 struct Client {
     role: String,
     connections: Connections,
     connect: Connect,
+    /// The client sends this token; otherwise, it uses the metadata service.
+    bearer: Option<ServiceAccountToken>,
     token: String,
     asked: usize,
 }
@@ -151,7 +176,12 @@ impl Client {
         let mut stream = (self.connect)()?;
         let most = if self.connections == Connections::New { 1 } else { REQUESTS_OF_CONNECTION };
         for _ in 0..most {
-            let closes = if self.asked.is_multiple_of(REQUESTS_OF_TOKEN) {
+            let closes = if let Some(ServiceAccountToken { host, token }) = &self.bearer {
+                let head = format!("GET /v1/credentials HTTP/1.1\r\nHost: {host}\r\nAuthorization: {token}\r\n\r\n");
+                let (body, closes) = exchange(&mut stream, &head)?;
+                self.issued(&body, |_| true, shared)?;
+                closes
+            } else if self.asked.is_multiple_of(REQUESTS_OF_TOKEN) {
                 let head = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n";
                 let (body, closes) = exchange(&mut stream, head)?;
                 self.token = body;
@@ -160,10 +190,7 @@ impl Client {
                 let (role, token) = (&self.role, &self.token);
                 let head = format!("GET {ROLES}{role} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n");
                 let (body, closes) = exchange(&mut stream, &head)?;
-                let document: Value = serde_json::from_str(&body).map_err(io::Error::other)?;
-                let key = document["AccessKeyId"].as_str().filter(|_| document["Code"] == "Success");
-                let key = key.ok_or_else(|| io::Error::other("the document has no credentials"))?.to_owned();
-                shared.tally.lock().unwrap_or_else(PoisonError::into_inner).keys.insert((key, role.clone()));
+                self.issued(&body, |document| document["Code"] == "Success", shared)?;
                 closes
             };
             self.asked += 1;
@@ -172,6 +199,17 @@ impl Client {
                 break;
             }
         }
+        Ok(())
+    }
+}
+
+impl Client {
+    /// Notes the key in a document that is as it should be.
+    fn issued(&self, body: &str, is_good: impl Fn(&Value) -> bool, shared: &Shared) -> io::Result<()> {
+        let document: Value = serde_json::from_str(body).map_err(io::Error::other)?;
+        let key = document["AccessKeyId"].as_str().filter(|_| is_good(&document));
+        let key = key.ok_or_else(|| io::Error::other("the document has no credentials"))?.to_owned();
+        shared.tally.lock().unwrap_or_else(PoisonError::into_inner).keys.insert((key, self.role.clone()));
         Ok(())
     }
 }

@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+
 use super::*;
 use crate::clock::Clock;
 use crate::config::{MetadataProfile, PatternFormat, TokenMode};
@@ -7,9 +10,9 @@ use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::StsLimits;
 use crate::credentials::{AssumeRole, AssumeRoleError, Credentials};
 use crate::explain::By;
-use crate::explain::explainer::{ASK_AGAIN, ExplainRate, LAST_PAUSE, OfDaemon};
+use crate::explain::explainer::{ASK_AGAIN, ExplainRate, LAST_PAUSE, OfDaemon, PacedManifests};
 use crate::explain::modes::RequestModes;
-use crate::pods::{Pod, pods};
+use crate::pods::{Pod, PodManifest, PodManifests, pods};
 use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
 use crate::policy::{Policy, RoleRequest, Rules};
@@ -59,6 +62,8 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
         sts: Sts(answers.clone()),
         metrics: metrics.clone(),
         pace: ExplainRate::default(),
+        manifests: PacedManifests::new(Arc::new(NoManifests)),
+        pod_identity: None,
         daemon: Some(OfDaemon { readiness: readiness.clone(), sessions, limits: ConnectionRecord::default(), modes }),
     };
     let record = explainer.daemon.as_ref().unwrap().limits.clone();
@@ -72,8 +77,17 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
         record,
         explainer,
         reporter: Arc::default(),
-        migrates: false,
         rendered: Rendered::default(),
+    }
+}
+
+/// No pod has a manifest.
+#[derive(Debug)]
+struct NoManifests;
+
+impl PodManifests for NoManifests {
+    fn read<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<PodManifest, String>> {
+        async { Err("there are no manifests here".to_owned()) }.boxed()
     }
 }
 

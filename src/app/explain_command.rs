@@ -9,13 +9,14 @@ use super::prepare::{load_aws, needs_aws, rules};
 use crate::clock::Clock;
 use crate::config::explain_command::{Cluster, ExplainConfig, ExplainTarget, PodReference};
 use crate::config::{Restrictions, ServiceAccountRoles};
-use crate::explain::explainer::{ExplainRate, Explainer};
+use crate::explain::explainer::{ExplainRate, Explainer, PacedManifests};
 use crate::explain::look::look;
-use crate::explain::{By, Report, admin};
+use crate::explain::{By, Report, admin, pod_identity};
 use crate::kubernetes::client;
 use crate::metrics::Metrics;
+use crate::pods::watch::manifest::ApiManifests;
 use crate::pods::watch::snapshot::{Snapshot, SnapshotSettings, snapshot};
-use crate::pods::{HostNetworkRules, Needs, OwnPodName};
+use crate::pods::{HostNetworkRules, Needs, OwnPodName, PodManifests as _};
 use crate::policy::Policy;
 use crate::policy::node::NodeIdentity;
 
@@ -61,13 +62,19 @@ async fn of_cluster(cluster: Cluster, pod: PodReference, assume: bool) -> anyhow
     let aws = if assume || needs_aws(&config) { Some(load_aws(&config).await?) } else { None };
     let of_node = NodeIdentity::default();
     let rules = rules(aws.as_ref(), &config, &of_node).await?;
+    let manifests = ApiManifests::new(kube);
     let mut report = match aws.filter(|_| assume) {
-        None => look(&pod, &node, By::Cluster, &pods, &Policy::new(rules, of_node).context("--allowed-roles")?).0,
+        None => {
+            let mut report = look(&pod, &node, By::Cluster, &pods, &Policy::new(rules, of_node).context("--allowed-roles")?).0;
+            pod_identity::look(manifests.read(pod.namespace(), pod.name()).await, config.pod_identity.as_ref(), &pods, &mut report);
+            report
+        }
         Some(aws) => {
             let (metrics, pace) = (Metrics::new(), ExplainRate::default());
             let sts = aws.sts(Clock::system(), of_node.clone(), metrics.clone()).asked_once();
             let policy = Arc::new(Policy::new(rules, of_node).context("--allowed-roles")?);
-            let explainer = Explainer { node, by: By::Cluster, policy, pods, sts, metrics, pace, daemon: None };
+            let (manifests, pod_identity) = (PacedManifests::new(Arc::new(manifests)), config.pod_identity.clone());
+            let explainer = Explainer { node, by: By::Cluster, policy, pods, sts, metrics, pace, manifests, pod_identity, daemon: None };
             let mut report = explainer.assume(&pod).await?;
             if report.assume.is_some() {
                 report.notes.push("STS was called with the AWS identity of this command, which may differ from the daemon's".to_owned());

@@ -1,18 +1,26 @@
-//! The listeners of Pod Identity, and the addresses that they need.
+//! The listeners of Pod Identity, the addresses that they need, and what distinguishes the clients in the node's network.
 //!
 //! Another program may have one of the ports. The daemon then serves everything else, and retries.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::listener::{self, PodListener};
+use crate::advice::chain;
+use crate::cgroup::{PodCgroups, in_background};
 use crate::config::PodIdentityConfig;
+use crate::netlink::sock_diag::KernelSockets;
 use crate::pod_identity::addresses;
+use crate::redirect::bpf::cgroups::PodsCgroup;
+use crate::server::HostClients;
 
+/// The pause between attempts to find the control group of all pods.
+const FIND_AGAIN: Duration = Duration::from_secs(10);
 /// The pause between attempts to listen on a port that another program has.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -54,6 +62,46 @@ pub(super) async fn listen(config: Option<&PodIdentityConfig>, handover_socket: 
         listeners.push(IdentityListener { address, listener, handover_socket });
     }
     Ok(listeners)
+}
+
+/// Returns what distinguishes clients in the node's network; `None` if the kernel cannot be asked. The control groups of pods are set later.
+pub(super) fn host_clients(cgroups: Arc<OnceLock<PodCgroups>>) -> Option<HostClients> {
+    match KernelSockets::open() {
+        Ok(sockets) => Some(HostClients::new(Arc::new(sockets), cgroups)),
+        Err(error) => {
+            warn!(
+                event = "socket-owners-unreadable", %error,
+                "cannot ask the kernel for the control groups of clients in the node's network; these clients share one limit for \
+                 connections, and only tokens identify them; check that the kernel has sock_diag (CONFIG_INET_DIAG)"
+            );
+            None
+        }
+    }
+}
+
+/// Finds the control group of all pods. It exists once the kubelet has run.
+pub(super) async fn find_pods_cgroup(given: Option<PathBuf>, cgroups: Arc<OnceLock<PodCgroups>>) {
+    let mut is_news = true;
+    loop {
+        let given = given.clone();
+        match in_background(move || Ok(PodsCgroup::find(given.as_deref()))).await {
+            Ok(Ok(pods)) => {
+                debug!(cgroup = %pods.path.display(), "found the control group of all pods");
+                // Nobody else sets it.
+                let _ = cgroups.set(PodCgroups::new(pods.path));
+                return std::future::pending().await;
+            }
+            Ok(Err(error)) if std::mem::take(&mut is_news) => info!(
+                event = "pods-cgroup-not-found",
+                reason = chain(&error),
+                "cannot see the control groups of pods, so only tokens tell pods with hostNetwork apart; trying again; to let the daemon \
+                 see them, mount the node's /sys/fs/cgroup into its container, as daemonset/pod-identity does"
+            ),
+            Ok(Err(error)) => debug!(error = chain(&error), "still cannot see the control groups of pods"),
+            Err(error) => debug!(%error, "cannot look for the control group of all pods"),
+        }
+        tokio::time::sleep(FIND_AGAIN).await;
+    }
 }
 
 impl IdentityListener {

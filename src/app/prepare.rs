@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::settings::log_refusals;
 use crate::advice::{Advise as _, chain};
 use crate::clock::Clock;
-use crate::config::{AwsConfig, BaseRole, Config, DefaultRole, PatternFormat, StrictSettings};
+use crate::config::{AwsConfig, BaseRole, Config, DefaultRole, PatternFormat};
 use crate::connections::ConnectionRecord;
 use crate::credentials::cache::{self, Sessions};
 use crate::credentials::gate::StsLimits;
@@ -18,11 +18,11 @@ use crate::credentials::sts::{Aws, AwsConnection, AwsError, Sts};
 use crate::drain::Drain;
 use crate::events::Reporter;
 use crate::explain::By;
-use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon};
+use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon, PacedManifests};
 use crate::explain::modes::RequestModes;
 use crate::metrics::Metrics;
 use crate::pod_identity::verifier::Verifier;
-use crate::pods::Pods;
+use crate::pods::{PodManifests, Pods};
 use crate::policy::Discovered;
 use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
@@ -69,8 +69,10 @@ pub(super) struct RequestSources {
     pub(super) events: Reporter,
     /// Verifies service account tokens, where they are served.
     pub(super) verifier: Option<Verifier>,
-    /// Records for the migration report, with `--migrate`.
+    /// Records what requests show the migration report.
     pub(super) recorder: Recorder,
+    /// Where the manifests of pods are read, for `rolegate explain`.
+    pub(super) manifests: Arc<dyn PodManifests>,
 }
 
 /// Makes the way of a request, once AWS has told what it takes.
@@ -82,7 +84,7 @@ pub(super) async fn prepare(
     drain: &Drain,
     shared: SharedWithAdmin,
 ) -> anyhow::Result<Prepared> {
-    let RequestSources { pods, events, verifier, recorder } = sources;
+    let RequestSources { pods, events, verifier, recorder, manifests } = sources;
     let (clock, SharedWithAdmin { explainer, reporter, record }) = (Clock::system(), shared);
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
@@ -119,6 +121,8 @@ pub(super) async fn prepare(
         sts: sts.asked_once(),
         metrics: metrics.clone(),
         pace: ExplainRate::default(),
+        manifests: PacedManifests::new(manifests),
+        pod_identity: config.pod_identity.clone(),
         daemon: Some(OfDaemon { readiness: readiness.clone(), sessions: sessions.clone(), limits: record.clone(), modes }),
     });
     let access = Access::new(config.metadata.profile, node_info_namespaces(config)?);
@@ -138,10 +142,20 @@ pub(super) async fn prepare(
     }
     let pod_identity = verifier.map(|verifier| PodIdentity { verifier, node: config.pods.node.clone() });
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events).with_pod_identity(pod_identity);
+    let proxy = proxy.with_recorder(recorder.clone());
+    // It is given once: this runs once.
+    let _ = reporter.set(MigrationReporter {
+        node: config.pods.node.clone(),
+        recorder: recorder.clone(),
+        pods: proxy.pods().clone(),
+        policy: policy.clone(),
+        strict: config.migrate.clone(),
+        allowed_roles: config.pods.annotations.allowed_roles.clone(),
+        patterns: config.roles.patterns,
+    });
     let proxy = match &config.migrate {
         Some(strict) => {
-            let migration = record_migration(config, strict, recorder, proxy.pods(), &policy, &reporter)?;
-            proxy.with_migration(migration)
+            proxy.with_migration(Migration::new(recorder, strict.tokens, Access::new(strict.profile, node_info_namespaces(config)?)))
         }
         None => proxy,
     };
@@ -159,28 +173,6 @@ pub(super) async fn prepare(
 
 fn node_info_namespaces(config: &Config) -> anyhow::Result<Patterns> {
     Patterns::new(PatternFormat::Glob, None, config.metadata.node_info_namespaces.clone()).context("--node-info-namespaces")
-}
-
-/// Makes what records for the migration report, and what makes the report.
-fn record_migration(
-    config: &Config,
-    strict: &StrictSettings,
-    recorder: Recorder,
-    pods: &Pods,
-    policy: &Arc<Policy>,
-    reporter: &OnceLock<MigrationReporter>,
-) -> anyhow::Result<Migration> {
-    // It is given once: this runs once.
-    let _ = reporter.set(MigrationReporter {
-        node: config.pods.node.clone(),
-        recorder: recorder.clone(),
-        pods: pods.clone(),
-        policy: policy.clone(),
-        strict: strict.clone(),
-        allowed_roles: config.pods.annotations.allowed_roles.clone(),
-        patterns: config.roles.patterns,
-    });
-    Ok(Migration::new(recorder, strict.tokens, Access::new(strict.profile, node_info_namespaces(config)?)))
 }
 
 pub(super) async fn load_aws(config: &Config) -> Result<Aws, AwsError> {

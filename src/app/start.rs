@@ -8,7 +8,7 @@ use tracing::{error, warn};
 
 use super::own_pod::PODS_KNOWN;
 use super::prepare::{Prepared, SharedWithAdmin};
-use super::{listener, node, overflows, own_pod};
+use super::{listener, node, overflows, own_pod, pod_identity};
 use crate::admin::{Admin, Rendered};
 use crate::cgroup::{PodCgroups, RedirectPrograms};
 use crate::clock::Clock;
@@ -38,7 +38,7 @@ use crate::report::node_role::NodeRoleUse;
 use crate::report::recorder::Recorder;
 use crate::report::reporter::MigrationReporter;
 use crate::self_test::{Ability, Probes, Redirection, SelfTest};
-use crate::server::{Redirected, Server};
+use crate::server::{HostClients, Redirected, Server};
 use crate::startup_taint::StartupTaint;
 use crate::tasks::Tasks;
 
@@ -93,7 +93,7 @@ impl Start<'_> {
         let needs = Needs {
             namespaces: config.roles.restrictions != Restrictions::Off,
             service_accounts: config.roles.service_accounts != ServiceAccountRoles::Off,
-            owners: config.migrate.is_some(),
+            owners: true,
         };
         let watch = PodWatch {
             client: kube.clone(),
@@ -149,6 +149,15 @@ impl Start<'_> {
         Verifier::new(keys, &config.audience, Clock::system())
     }
 
+    /// Begins to look for the control groups of pods, for Pod Identity. Returns what distinguishes clients in the node's network by them.
+    pub(super) fn tell_host_clients_apart(&mut self) -> Option<HostClients> {
+        let (config, cgroups) = (self.config, Arc::default());
+        config.pod_identity.as_ref()?;
+        let clients = pod_identity::host_clients(Arc::clone(&cgroups))?;
+        self.tasks.spawn("control group of all pods", pod_identity::find_pods_cgroup(config.redirect.bpf.cgroup.clone(), cgroups));
+        Some(clients)
+    }
+
     /// Begins to write Events, where they are switched on.
     pub(super) fn write_events(&mut self, kube: &Client, pods: &Pods) -> Reporter {
         let Self { config, metrics, tasks, .. } = self;
@@ -188,7 +197,6 @@ impl Start<'_> {
             record: record.clone(),
             explainer: explainer.clone(),
             reporter: reporter.clone(),
-            migrates: config.migrate.is_some(),
             rendered: Rendered::default(),
         });
         if let Some(listener) = probe_socket {

@@ -6,6 +6,11 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CgroupId(pub u64);
 
+impl CgroupId {
+    /// The root of all control groups. Where control groups of version 2 are not used, all processes are in it.
+    pub const ROOT: Self = Self(1);
+}
+
 impl fmt::Display for CgroupId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)

@@ -18,6 +18,9 @@ const SHARED_WITH_REDIRECT: &[&str] = &["app-port", "accept-direct-connections",
 /// Flags that `rolegate report` shares with the daemon and with `rolegate explain`.
 const SHARED_WITH_REPORT: &[&str] = &["admin-url", "metrics-port", "kubeconfig", "api-server", "api-token", "insecure"];
 
+/// The flag that `rolegate migrate` shares with the daemon.
+const SHARED_WITH_MIGRATE: &str = "iam-role-key";
+
 /// The flag of `rolegate probe`, which is the daemon's as well.
 pub fn add_to_probe(command: Command) -> Command {
     all().filter(|flag| flag.name == "probe-socket").fold(command, |command, flag| command.arg(arg(flag, "Flags")))
@@ -60,6 +63,11 @@ pub fn add_to_redirect(command: Command) -> Command {
     // All flags of Pod Identity, because its rules depend on addresses that several of them determine.
     let shared = all().filter(|flag| SHARED_WITH_REDIRECT.contains(&flag.name) || flag.name.starts_with("pod-identity"));
     shared.fold(command, |command, flag| command.arg(arg(flag, "Serving")))
+}
+
+/// Adds that of `rolegate migrate`, which is the daemon's as well.
+pub fn add_to_migrate(command: Command) -> Command {
+    all().filter(|flag| flag.name == SHARED_WITH_MIGRATE).fold(command, |command, flag| command.arg(arg(flag, "Only for annotations")))
 }
 
 /// Adds those of `rolegate pod-identity render`.

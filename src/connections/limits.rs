@@ -240,7 +240,7 @@ impl LimitsState {
     fn has_any(&self, source: &Source, key: &SourceKey) -> bool {
         match source {
             Source::Pod(pod) => self.of_namespace(&pod.namespace) > 0,
-            Source::Disputed(_) | Source::Node | Source::Unknown(..) | Source::HostNetwork(_) => self.of(key) > 0,
+            Source::Disputed(_) | Source::Node | Source::Unknown(..) | Source::HostNetwork(_) | Source::Cgroup(_) => self.of(key) > 0,
         }
     }
 

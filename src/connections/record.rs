@@ -153,6 +153,12 @@ impl ConnectionRecord {
                     "closed connections of a pod in the node's network: {cause}"
                 );
             }
+            Source::Cgroup(id) => {
+                warn!(
+                    event = "connection-limit", port, limit, cgroup = %id, connections, advice,
+                    "closed connections of processes in the node's network: {cause}"
+                );
+            }
             Source::Disputed(ip) => {
                 warn!(event = "connection-limit", port, limit, source = %ip, connections, advice, "closed connections: {cause}");
             }
@@ -176,7 +182,7 @@ impl ConnectionRecord {
         let is_of_pod = |key: &SourceKey| match key {
             SourceKey::Pod(uid) => *uid == pod.uid,
             SourceKey::Disputed(ip) => pod.ips.contains(ip),
-            SourceKey::Node => false,
+            SourceKey::Node | SourceKey::Cgroup(_) => false,
         };
         let record = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_pod = record.recent().filter(|((who, ..), _)| who.as_ref().is_some_and(is_of_pod));

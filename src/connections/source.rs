@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::cgroup::CgroupId;
 use crate::pods::{Lookup, Pod, PodUid};
 use crate::shares::Network;
 
@@ -20,6 +21,8 @@ pub(crate) enum Source {
     Unknown(IpAddr, Network),
     /// A pod in the node's network that is not known yet, by the UID in its control group, which cannot be invented.
     HostNetwork(PodUid),
+    /// Processes in the node's network that are not known to be a pod's, by their control group.
+    Cgroup(CgroupId),
 }
 
 /// A known source, as a key.
@@ -28,6 +31,7 @@ pub(super) enum SourceKey {
     Pod(PodUid),
     Disputed(IpAddr),
     Node,
+    Cgroup(CgroupId),
 }
 
 impl Source {
@@ -69,7 +73,7 @@ impl Source {
     pub(crate) fn namespace(&self) -> &str {
         match self {
             Self::Pod(pod) => &pod.namespace,
-            Self::Disputed(_) | Self::Node | Self::Unknown(..) | Self::HostNetwork(_) => "",
+            Self::Disputed(_) | Self::Node | Self::Unknown(..) | Self::HostNetwork(_) | Self::Cgroup(_) => "",
         }
     }
 
@@ -85,6 +89,7 @@ impl Source {
             Self::HostNetwork(uid) => Ok(SourceKey::Pod(uid.clone())),
             Self::Disputed(ip) => Ok(SourceKey::Disputed(*ip)),
             Self::Node => Ok(SourceKey::Node),
+            Self::Cgroup(id) => Ok(SourceKey::Cgroup(*id)),
             Self::Unknown(ip, network) => Err((*ip, *network)),
         }
     }

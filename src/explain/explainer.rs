@@ -9,16 +9,17 @@ use tracing::{info, warn};
 
 use super::look::look;
 use super::modes::RequestModes;
-use super::{AskedSts, By, Report, Session};
+use super::{AskedSts, By, Report, Session, pod_identity};
 use crate::advice::join;
 use crate::backoff::Backoff;
+use crate::config::PodIdentityConfig;
 use crate::config::explain_command::PodReference;
 use crate::connections::ConnectionRecord;
 use crate::credentials::cache::Sessions;
 use crate::credentials::chain::{ChainCall, called_role};
 use crate::credentials::{AssumeRoleError, Credentials, StsOfNode};
 use crate::metrics::Metrics;
-use crate::pods::Pods;
+use crate::pods::{PodManifest, PodManifests, Pods};
 use crate::policy::{Policy, RoleRequest};
 use crate::readiness::Readiness;
 
@@ -26,6 +27,8 @@ use crate::readiness::Readiness;
 pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The longest time between two calls of STS.
 pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// The shortest time between two requests for manifests.
+const READ_AGAIN: Duration = Duration::from_millis(100);
 /// The watch counts as silent after this time. The API sends a bookmark about every minute, even if nothing changes.
 const SILENT: Duration = Duration::from_secs(180);
 
@@ -46,6 +49,10 @@ pub(crate) struct Explainer<A> {
     pub metrics: Metrics,
     /// When STS may be called again.
     pub pace: ExplainRate,
+    /// Where the manifests of pods are read.
+    pub manifests: PacedManifests,
+    /// The settings of Pod Identity; `None` if it is off.
+    pub pod_identity: Option<PodIdentityConfig>,
     /// The daemon's own state; `None` if the Kubernetes API is the source.
     pub daemon: Option<OfDaemon<A>>,
 }
@@ -61,6 +68,29 @@ pub(crate) struct OfDaemon<A> {
     pub limits: ConnectionRecord,
     /// What its settings mean for requests.
     pub modes: RequestModes,
+}
+
+/// Reads manifests one at a time, and not too often: everything in the node's network can ask for explanations.
+#[derive(Debug)]
+pub(crate) struct PacedManifests {
+    source: Arc<dyn PodManifests>,
+    last: Mutex<Option<Instant>>,
+}
+
+impl PacedManifests {
+    /// Creates a limit for this source.
+    pub(crate) fn new(source: Arc<dyn PodManifests>) -> Self {
+        Self { source, last: Mutex::default() }
+    }
+
+    async fn read(&self, namespace: &str, pod: &str) -> Result<PodManifest, String> {
+        let mut last = self.last.lock().await;
+        if let Some(last) = *last {
+            tokio::time::sleep_until(last + READ_AGAIN).await;
+        }
+        *last = Some(Instant::now());
+        self.source.read(namespace, pod).await
+    }
 }
 
 /// Limits the calls of STS for explanations: one at a time, and fewer while they fail.
@@ -94,7 +124,17 @@ impl<A: StsOfNode> Explainer<A> {
     pub(crate) async fn explain(&self, pod: &PodReference) -> Report {
         let (mut report, request) = self.look(pod);
         self.note_state(&mut report, pod, request.as_ref()).await;
+        self.note_pod_identity(&mut report).await;
         report
+    }
+
+    /// Adds what the pod's manifest says about Pod Identity.
+    async fn note_pod_identity(&self, report: &mut Report) {
+        // Of a pod that is not known there is nothing to explain.
+        if self.pods.named(&report.namespace, &report.pod).is_some() {
+            let manifest = self.manifests.read(&report.namespace, &report.pod).await;
+            pod_identity::look(manifest, self.pod_identity.as_ref(), &self.pods, report);
+        }
     }
 
     /// Notes what else keeps the pod from its credentials.
@@ -156,6 +196,7 @@ impl<A: StsOfNode> Explainer<A> {
         // The caller's identity is part of the decision, so decide again with what is known now.
         let (mut report, request) = self.look(pod);
         self.note_state(&mut report, pod, request.as_ref()).await;
+        self.note_pod_identity(&mut report).await;
         let Some(request) = request else { return Ok(report) };
         let asked = match &who {
             Ok(_) => self.ask(&request).await,

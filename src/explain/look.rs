@@ -18,6 +18,8 @@ const UNKNOWN_POD: &str = "unknown-pod";
 const HOST_NETWORK: &str = "host-network";
 /// The proxy's code for a pod in the node's network that reaches the real metadata service in every mode.
 const HOST_NETWORK_EXEMPT: &str = "host-network-exempt";
+/// Refusals of requests for metadata that do not apply to Pod Identity.
+pub(super) const HOST_NETWORKS: [&str; 2] = [HOST_NETWORK, HOST_NETWORK_EXEMPT];
 /// The proxy's code while the list of pods is not known.
 const PODS_NOT_LISTED: &str = "pods-not-listed";
 const UNREADABLE_POD: &str = "unreadable-pod";

@@ -25,6 +25,7 @@ fn write(report: &Report, text: &mut String) -> std::fmt::Result {
     writeln!(text, "{}", printable(&format!("pod {}/{}{place}, {by}", report.namespace, report.pod)))?;
     section(text, "Pod", &report.identity, report)?;
     section(text, "Role", &report.policy, report)?;
+    section(text, "Pod Identity", &report.pod_identity, report)?;
     if let Some(request) = &report.request {
         writeln!(text, "\nSTS request")?;
         let mut lines = match &request.source_role {

@@ -14,22 +14,22 @@ use super::migrated::{MAX_LISTED, Migrated};
 use super::yaml::{self, MAX_WORKLOADS_INPUT, NotedDocument};
 use crate::text::{self, quoted};
 use accounts::AccountNames;
-use workloads::{Change, DEFAULT, ROLE, Workload, role};
+use workloads::{Change, DEFAULT, Workload, role};
 
 /// The annotation of service accounts that names a role for web identity tokens.
 const EKS_ROLE: &str = "eks.amazonaws.com/role-arn";
 
-/// Returns service accounts that give each workload the role of its pods' annotation.
-pub(crate) fn migrate_annotations(input: &[u8]) -> Result<Migrated, MigrateError> {
+/// Returns service accounts that give each workload the role of its pods' annotation, which has this key on pods and accounts.
+pub(crate) fn migrate_annotations(input: &[u8], role_key: &str) -> Result<Migrated, MigrateError> {
     if input.len() > MAX_WORKLOADS_INPUT {
         return Err(MigrateError::TooMuch);
     }
     let input = str::from_utf8(input).map_err(|_| MigrateError::NotText)?;
     let objects = manifest::objects(input)?;
     let mut output =
-        AnnotationsOutput { names: AccountNames::of(&objects), objects: &objects, warnings: Vec::new(), documents: Vec::new() };
+        AnnotationsOutput { role_key, names: AccountNames::of(&objects), objects: &objects, warnings: Vec::new(), documents: Vec::new() };
     let mut groups: BTreeMap<(&str, &str), Vec<Workload<'_>>> = BTreeMap::new();
-    for workload in workloads::of(&objects, &mut output.warnings) {
+    for workload in workloads::of(&objects, role_key, &mut output.warnings) {
         groups.entry((workload.namespace, workload.account)).or_default().push(workload);
     }
     for ((namespace, account), workloads) in &groups {
@@ -50,6 +50,7 @@ pub(crate) fn migrate_annotations(input: &[u8]) -> Result<Migrated, MigrateError
 
 /// The service accounts while they are made.
 struct AnnotationsOutput<'a> {
+    role_key: &'a str,
     objects: &'a [ManifestObject],
     names: AccountNames,
     warnings: Vec<String>,
@@ -61,8 +62,8 @@ impl<'a> AnnotationsOutput<'a> {
     fn add(&mut self, namespace: &str, account: &str, workloads: &[Workload<'_>]) {
         let object = self.account(namespace, account);
         let title = quoted(&format!("{namespace}/{account}"));
-        let annotation = |key| object.and_then(|object| object.metadata("annotations")).and_then(|annotations| annotations.get(key));
-        let Ok(own) = role(annotation(ROLE)) else {
+        let annotation = |key: &str| object.and_then(|object| object.metadata("annotations")).and_then(|annotations| annotations.get(key));
+        let Ok(own) = role(annotation(self.role_key)) else {
             self.warnings.push(format!(
                 "service account {title} has a malformed role annotation; its workloads are skipped; correct the annotation first"
             ));
@@ -96,7 +97,7 @@ impl<'a> AnnotationsOutput<'a> {
                 notes.insert(0, format!("The workloads of this account that have the role {}:", quoted(role)));
                 notes.splice(1..1, listed(&workloads));
                 self.describe(&workloads, &mut notes);
-                self.documents.push(accounts::document(namespace, account, role, object, notes));
+                self.documents.push(accounts::document((namespace, account), (self.role_key, role), object, notes));
             } else {
                 self.separate(namespace, account, role, &workloads, &without);
             }
@@ -131,7 +132,7 @@ impl<'a> AnnotationsOutput<'a> {
             count(workloads.len()),
             quoted(role)
         ));
-        let document = accounts::document(namespace, &name, role, None, notes);
+        let document = accounts::document((namespace, &name), (self.role_key, role), None, notes);
         let document = accounts::with_settings_of(document, self.account(namespace, account));
         self.documents.push(document);
     }

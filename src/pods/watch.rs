@@ -25,6 +25,7 @@ mod context;
 mod fields;
 mod follow;
 mod lines;
+pub(crate) mod manifest;
 mod objects;
 mod pauses;
 pub(crate) mod second_witness;

@@ -22,6 +22,7 @@ use super::{Proxy, documents, respond};
 use crate::credentials::AssumeRole;
 use crate::pod_identity::token::{BearerToken, TokenError};
 use crate::pods::{Identifier, Lookup, Objection};
+use crate::report::recorder::CredentialProtocol;
 
 mod errors;
 mod route;
@@ -56,7 +57,8 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     async fn credentials_by_token(&self, origin: &Origin, local: SocketAddr, request: &Parts) -> Result<Bytes, Refusal> {
-        let sender = || if origin.is_of_node { None } else { self.sender(origin) };
+        // The address of the node tells nothing about the sender.
+        let sender = || if origin.is_of_node && origin.process.is_none() { None } else { self.sender(origin) };
         if let Err(rejection) = route::check(&request.method, &request.uri, &request.headers, Some(local)) {
             return Err(Refusal::IdentityRejected(sender(), rejection));
         }
@@ -73,28 +75,35 @@ impl<A: AssumeRole> Proxy<A> {
         // Taken before the first lookup, so that no later change is missed.
         let seen = self.seen();
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
-        // Connections of pods in the node's network have the node's address. Only the token says which of these pods it is.
+        // Connections of pods in the node's network have the node's address. The token says which of these pods it is. Where the kernel
+        // tells the pod of the client's socket, it must be the same.
         let identifier = match origin.is_of_node {
             true => Identifier::HostNetwork(claims.pod_uid.0.clone()),
             false => Identifier::Address(origin.ip),
         };
         let (pod, context) = match self.look_up(&identifier).await {
             // A pod with a network of its own never connects from the node.
-            Lookup::Objected(_, Objection::NotInHostNetwork) => return Err(Refusal::TokenOfOtherPod(None, claims)),
+            Lookup::Objected(_, Objection::NotInHostNetwork) => return Err(Refusal::TokenOfOtherPod(sender(), claims)),
             found => self.found(found)?,
         };
+        if origin.contradicts(&pod) {
+            return Err(Refusal::TokenOfOtherPod(sender(), claims));
+        }
         if origin.late || !origin.belongs_to(&pod.uid) {
             return Err(Refusal::Changed(pod));
         }
         if pod.uid != claims.pod_uid {
             return Err(Refusal::TokenOfOtherPod(Some(pod), claims));
         }
+        self.recorder.requested(&pod, CredentialProtocol::PodIdentity);
         if pod.host_network && self.pods.denies_in_host_network(&pod) {
             return Err(Refusal::HostNetwork(pod));
         }
         let (pod, request) = self.decide(&identifier, pod, context, until).await?;
         let credentials = self.session(&identifier, &pod, &request, seen).await?;
         let document = credentials.container_document(|credentials| documents::container_credentials(credentials, request.role()));
-        document.map_err(|_| Refusal::Unavailable(pod))
+        let document = document.map_err(|_| Refusal::Unavailable(pod.clone()))?;
+        self.recorder.answered(&pod, CredentialProtocol::PodIdentity);
+        Ok(document)
     }
 }

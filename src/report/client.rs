@@ -11,9 +11,8 @@ use crate::text::is_object_name;
 const REPORT_PAGE: DaemonPage = DaemonPage {
     name: "report",
     max_answer: 32 << 20,
-    why_not: "the daemon runs without --migrate, it is not a rolegate metrics port, or it was not reached on a loopback address",
-    instead: "give the daemon --migrate, and run this command in its pod (kubectl exec), or use kubectl port-forward and \
-              --admin-url=http://127.0.0.1:PORT",
+    why_not: "the daemon is older and runs without --migrate, it is not a rolegate metrics port, or it was not reached on a loopback address",
+    instead: "run this command in the daemon's pod (kubectl exec), or use kubectl port-forward and --admin-url=http://127.0.0.1:PORT",
     otherwise: "give --all-nodes to read the reports of all nodes through the Kubernetes API",
 };
 
@@ -24,13 +23,14 @@ fn question() -> DaemonQuestion {
 /// Whether a report has the form of this version. People copy commands and flags from it, so names must be names: where no daemon
 /// listens, any program in the node's network may answer.
 fn is_current(report: &MigrationReport) -> bool {
-    let MigrationReport { version, strict, namespaces, workloads, .. } = report;
+    let MigrationReport { version, strict, namespaces, workloads, protocols, .. } = report;
     let is_key = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte));
     let is_pattern =
         |pattern: &str| pattern.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-*".contains(&byte));
     *version == REPORT_VERSION
         && namespaces.iter().all(|namespace| is_object_name(&namespace.name) && is_key(&namespace.annotation))
         && workloads.iter().all(|workload| is_object_name(&workload.namespace))
+        && protocols.iter().all(|used| is_object_name(&used.namespace))
         && strict.iter().flat_map(|strict| &strict.node_info_namespaces).all(|pattern| is_pattern(pattern))
 }
 

@@ -1,17 +1,14 @@
 //! The findings of requests, in bounded memory that namespaces share fairly.
 //!
 //! A workload has one place, and a limit for each kind of finding. What a pod sends can fill the places of its own workload
-//! alone. When all places are taken, the namespace with the most workloads gives one up, see [`Shares`].
+//! alone.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use super::places::Places;
 use super::workload::Workload;
 use crate::policy::Denial;
-use crate::shares::Shares;
 
-/// Workloads with findings.
-const MAX_WORKLOADS: usize = 1024;
 /// The subject of findings of one kind that are over its limit.
 const OTHERS: &str = "(others)";
 
@@ -54,27 +51,21 @@ pub(super) struct Tally {
 }
 
 /// The findings by workload.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Ledger {
-    places: Shares<Box<str>, Workload, Vec<Tally>>,
-    ids: HashMap<Workload, u64>,
-    next: u64,
+    places: Places<Vec<Tally>>,
     left_out: u64,
-}
-
-impl Default for Ledger {
-    fn default() -> Self {
-        Self { places: Shares::new(MAX_WORKLOADS, 1), ids: HashMap::new(), next: 0, left_out: 0 }
-    }
 }
 
 impl Ledger {
     /// Counts a finding that `count` requests or connections showed.
     pub(super) fn note(&mut self, workload: Workload, noted: Noted, subject: &str, count: u64, now: Duration) {
-        let Some(tallies) = self.tallies(workload) else {
+        let Some(entered) = self.places.enter(workload) else {
             self.left_out += count;
             return;
         };
+        self.left_out += entered.displaced.iter().flatten().map(|tally| tally.count).sum::<u64>();
+        let tallies = entered.value;
         let is_same_kind = |tally: &Tally| std::mem::discriminant(&tally.noted) == std::mem::discriminant(&noted);
         let is_known = tallies.iter().any(|tally| tally.noted == noted && *tally.subject == *subject);
         let of_kind = tallies.iter().filter(|tally| is_same_kind(tally) && *tally.subject != *OTHERS).count();
@@ -89,28 +80,9 @@ impl Ledger {
         }
     }
 
-    /// Returns the findings of a workload. Gives it a place if it has none; `None` if there is none for it.
-    fn tallies(&mut self, workload: Workload) -> Option<&mut Vec<Tally>> {
-        let id = match self.ids.get(&workload) {
-            Some(id) => *id,
-            None => {
-                let id = self.next;
-                let displaced = self.places.enter(id, workload.namespace.clone(), workload.clone(), Vec::new()).ok()?;
-                if let Some(displaced) = displaced {
-                    self.left_out += displaced.value.iter().map(|tally| tally.count).sum::<u64>();
-                    self.ids.remove(&displaced.member);
-                }
-                self.next += 1;
-                self.ids.insert(workload, id);
-                id
-            }
-        };
-        self.places.get_mut(id)
-    }
-
     /// Returns all findings.
     pub(super) fn all(&self) -> Vec<(Workload, Vec<Tally>)> {
-        self.ids.iter().filter_map(|(workload, id)| Some((workload.clone(), self.places.get(*id)?.clone()))).collect()
+        self.places.all()
     }
 
     /// Returns how many findings are not kept because too many workloads had some.
@@ -121,6 +93,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use super::super::places::MAX_WORKLOADS;
     use super::*;
 
     fn workload(namespace: &str, name: &str) -> Workload {
@@ -157,7 +130,7 @@ mod tests {
         }
         let all = ledger.all();
         assert_eq!(all.iter().filter(|(workload, _)| &*workload.namespace == "shop").count(), 40);
-        assert_eq!((all.len(), ledger.ids.len(), ledger.places.len()), (MAX_WORKLOADS, MAX_WORKLOADS, MAX_WORKLOADS));
+        assert_eq!(all.len(), MAX_WORKLOADS);
         assert_eq!(ledger.left_out(), (2 * MAX_WORKLOADS + 40) as u64);
         ledger.note(workload("late", "w"), Noted::WithoutToken, "curl/8", 1, Duration::ZERO);
         assert_eq!(subjects(&ledger, &workload("late", "w")).len(), 1);

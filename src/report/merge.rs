@@ -3,18 +3,26 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{Finding, MigrationReport, REPORT_VERSION, ReportedNamespace, ReportedNode, ReportedWorkload};
+use super::{Finding, MigrationReport, REPORT_VERSION, ReportedNamespace, ReportedNode, ReportedProtocol, ReportedWorkload};
 
 impl MigrationReport {
     /// Creates a report of no node.
     pub(crate) fn of_nobody() -> Self {
-        let (namespaces, workloads) = (Vec::new(), Vec::new());
-        Self { version: REPORT_VERSION, nodes: Vec::new(), strict: None, left_out: 0, namespaces, workloads }
+        Self {
+            version: REPORT_VERSION,
+            nodes: Vec::new(),
+            strict: None,
+            left_out: 0,
+            namespaces: Vec::new(),
+            workloads: Vec::new(),
+            protocols: Vec::new(),
+            protocols_left_out: 0,
+        }
     }
 
     /// Creates the report of a node that gave none.
     pub(crate) fn failed(node: &str, error: String) -> Self {
-        let node = ReportedNode { node: node.to_owned(), recorded_seconds: 0, error: Some(error) };
+        let node = ReportedNode { node: node.to_owned(), recorded_seconds: 0, findings_recorded: true, error: Some(error) };
         Self { nodes: vec![node], ..Self::of_nobody() }
     }
 
@@ -44,11 +52,30 @@ impl MigrationReport {
             }
         }
         self.workloads = workloads.into_values().collect();
+        let key = |one: &ReportedProtocol| (one.namespace.clone(), one.kind.clone(), one.name.clone(), one.protocol);
+        let mut protocols = by(self.protocols.drain(..), key);
+        for used in other.protocols {
+            match protocols.get_mut(&key(&used)) {
+                Some(own) => {
+                    own.requests = own.requests.saturating_add(used.requests);
+                    own.credentials = own.credentials.saturating_add(used.credentials);
+                    own.last_seen_seconds = own.last_seen_seconds.min(used.last_seen_seconds);
+                }
+                None => drop(protocols.insert(key(&used), used)),
+            }
+        }
+        self.protocols = protocols.into_values().collect();
+        self.protocols_left_out = self.protocols_left_out.saturating_add(other.protocols_left_out);
     }
 
     /// Returns whether every node answered.
     pub(crate) fn is_complete(&self) -> bool {
         self.nodes.iter().all(|node| node.error.is_none())
+    }
+
+    /// Returns the nodes that record no findings, because their daemons run without `--migrate`.
+    pub(crate) fn without_findings(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter(|node| !node.findings_recorded).map(|node| &*node.node)
     }
 }
 

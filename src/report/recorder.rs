@@ -1,4 +1,4 @@
-//! The end of the record that requests see: it counts a finding, and never waits.
+//! The end of the record that requests see: it counts the protocols in use and the findings, and never waits.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,13 +7,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::clean;
-use super::ledger::{Ledger, Noted};
+use super::ledger::{Ledger, Noted, Tally};
+use super::uses::{ProtocolUse, Uses};
 use super::workload::Workload;
 use crate::pods::Pod;
 use crate::policy::Denial;
 use crate::role::RoleArn;
 
-/// Records what requests show that the strict settings would refuse; without `--migrate`, nothing. Cheap to clone.
+pub(crate) use super::CredentialProtocol;
+
+/// Records which protocols pods use and, with `--migrate`, what the strict settings would refuse; by default, nothing. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Recorder(Option<Arc<Recording>>);
 
@@ -21,6 +24,22 @@ struct Recording {
     node: String,
     began: Instant,
     ledger: Mutex<Ledger>,
+    uses: Mutex<Uses>,
+}
+
+/// Everything that was recorded.
+#[derive(Debug, Default)]
+pub(super) struct Recorded {
+    /// The findings by workload.
+    pub(super) findings: Vec<(Workload, Vec<Tally>)>,
+    /// The number of requests whose findings are missing.
+    pub(super) left_out: u64,
+    /// The protocols in use by workload.
+    pub(super) uses: Vec<(Workload, CredentialProtocol, ProtocolUse)>,
+    /// The number of requests that are missing in `uses`.
+    pub(super) uses_left_out: u64,
+    /// Since when it has been recorded.
+    pub(super) elapsed: Duration,
 }
 
 impl fmt::Debug for Recorder {
@@ -33,12 +52,32 @@ impl Recording {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Recorder {
     /// Creates a record for the pods of this node.
     pub(crate) fn on(node: &str) -> Self {
-        Self(Some(Arc::new(Recording { node: node.to_owned(), began: Instant::now(), ledger: Mutex::default() })))
+        let (node, began, ledger, uses) = (node.to_owned(), Instant::now(), Mutex::default(), Mutex::default());
+        Self(Some(Arc::new(Recording { node, began, ledger, uses })))
+    }
+
+    /// Counts a request of a pod, whatever the answer will be.
+    pub(crate) fn requested(&self, pod: &Pod, protocol: CredentialProtocol) {
+        if let Some(recording) = &self.0 {
+            let (workload, now) = (Workload::of(pod, &recording.node), recording.began.elapsed());
+            recording.uses().requested(workload, protocol, now);
+        }
+    }
+
+    /// Counts that a request, which was counted before, was answered with credentials.
+    pub(crate) fn answered(&self, pod: &Pod, protocol: CredentialProtocol) {
+        if let Some(recording) = &self.0 {
+            recording.uses().answered(Workload::of(pod, &recording.node), protocol);
+        }
     }
 
     /// Counts a request without a session token.
@@ -87,11 +126,16 @@ impl Recorder {
         }
     }
 
-    /// Returns everything that was found, how much more there was, and how long it has been recorded.
-    pub(super) fn found(&self) -> (Vec<(Workload, Vec<super::ledger::Tally>)>, u64, Duration) {
-        let Some(recording) = &self.0 else { return Default::default() };
-        let ledger = recording.ledger();
-        (ledger.all(), ledger.left_out(), recording.began.elapsed())
+    /// Returns everything that was recorded.
+    pub(super) fn recorded(&self) -> Recorded {
+        let Some(recording) = &self.0 else { return Recorded::default() };
+        let elapsed = recording.began.elapsed();
+        let (findings, left_out) = {
+            let ledger = recording.ledger();
+            (ledger.all(), ledger.left_out())
+        };
+        let uses = recording.uses();
+        Recorded { findings, left_out, uses: uses.all(), uses_left_out: uses.left_out(), elapsed }
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Finding, FindingKind, MigrationReport, ReportedNamespace, ReportedWorkload};
+use super::{CredentialProtocol, Finding, FindingKind, MigrationReport, ReportedNamespace, ReportedWorkload};
 use crate::text::printable;
 
 /// The columns of the CSV form.
@@ -109,8 +109,10 @@ fn write_text(report: &MigrationReport, text: &mut String) -> std::fmt::Result {
         }
     }
     write_changes(report, text)?;
+    write_protocols(report, text)?;
     let (workloads, namespaces) = (report.workloads.len(), report.workloads.iter().map(|w| &w.namespace).collect::<BTreeSet<_>>().len());
     match workloads {
+        0 if report.without_findings().next().is_some() => Ok(()),
         0 => writeln!(text, "\nno findings"),
         _ => writeln!(text, "\nworkloads with findings: {workloads}, in namespaces: {namespaces}"),
     }
@@ -120,7 +122,12 @@ fn write_head(report: &MigrationReport, text: &mut String) -> std::fmt::Result {
     for node in &report.nodes {
         let recorded = humantime::format_duration(Duration::from_secs(node.recorded_seconds));
         match &node.error {
-            None => writeln!(text, "node {}: recorded for {recorded}", printable(&node.node))?,
+            None if node.findings_recorded => writeln!(text, "node {}: recorded for {recorded}", printable(&node.node))?,
+            None => writeln!(
+                text,
+                "node {}: recorded for {recorded}, but no findings, because the daemon runs without --migrate",
+                printable(&node.node)
+            )?,
             Some(error) => writeln!(text, "node {}: no report: {}", printable(&node.node), printable(error))?,
         }
     }
@@ -148,11 +155,46 @@ fn write_finding(finding: &Finding, text: &mut String) -> std::fmt::Result {
         None => "no request yet".to_owned(),
         Some(seconds) => {
             let ago = humantime::format_duration(Duration::from_secs(seconds));
-            format!("{} request{}, last {ago} ago", finding.count, if finding.count == 1 { "" } else { "s" })
+            format!("{}, last {ago} ago", counted(finding.count))
         }
     };
     writeln!(text, "    {:<12} {}{reason}: {seen}", finding.finding.name(), printable(&finding.subject))?;
     writeln!(text, "    {:<12} to fix: {}", "", printable(&finding.advice))
+}
+
+/// Writes the protocols that workloads use, and how many workloads use each.
+fn write_protocols(report: &MigrationReport, text: &mut String) -> std::fmt::Result {
+    if report.protocols.is_empty() {
+        return Ok(());
+    }
+    writeln!(text, "\nprotocols in use:")?;
+    let mut last = None;
+    for used in &report.protocols {
+        let workload = (&used.namespace, &used.kind, &used.name);
+        if last != Some(workload) {
+            writeln!(text, "  {} {} in namespace {}", printable(&used.kind), printable(&used.name), printable(&used.namespace))?;
+            last = Some(workload);
+        }
+        let ago = humantime::format_duration(Duration::from_secs(used.last_seen_seconds));
+        let (protocol, requests) = (used.protocol.name(), counted(used.requests));
+        writeln!(text, "    {protocol:<12} {requests}, {} answered with credentials, last {ago} ago", used.credentials)?;
+    }
+    if report.protocols_left_out > 0 {
+        writeln!(text, "  note: {} are missing here, because too many workloads sent some", counted(report.protocols_left_out))?;
+    }
+    let by_protocol = CredentialProtocol::ALL.map(|(protocol, name)| {
+        let workloads = report.protocols.iter().filter(|used| used.protocol == protocol).count();
+        format!("{name} {workloads}")
+    });
+    let from_metadata = report.protocols.iter().filter(|used| used.protocol.is_metadata() && used.credentials > 0);
+    let from_metadata: BTreeSet<_> = from_metadata.map(|used| (&used.namespace, &used.kind, &used.name)).collect();
+    writeln!(text, "workloads by protocol: {}", by_protocol.join(", "))?;
+    writeln!(text, "workloads that get credentials from the metadata service: {}", from_metadata.len())
+}
+
+/// Returns a number of requests, as people write it.
+fn counted(requests: u64) -> String {
+    format!("{requests} request{}", if requests == 1 { "" } else { "s" })
 }
 
 fn write_changes(report: &MigrationReport, text: &mut String) -> std::fmt::Result {

@@ -11,9 +11,13 @@ use std::time::Duration;
 
 use super::ledger::{Noted, Tally};
 use super::merge::annotation_value;
-use super::recorder::{Recorder, role_text};
+use super::recorder::{Recorded, Recorder, role_text};
+use super::uses::ProtocolUse;
 use super::workload::Workload;
-use super::{Finding, FindingKind, MigrationReport, REPORT_VERSION, ReportedNamespace, ReportedNode, ReportedSettings, ReportedWorkload};
+use super::{
+    CredentialProtocol, Finding, FindingKind, MigrationReport, REPORT_VERSION, ReportedNamespace, ReportedNode, ReportedProtocol,
+    ReportedSettings, ReportedWorkload,
+};
 use crate::advice::Advise as _;
 use crate::config::{PatternFormat, StrictSettings};
 use crate::pods::{HostNetworkTreatment, Namespace, Pod, PodContext, Pods};
@@ -31,8 +35,8 @@ pub(crate) struct MigrationReporter {
     pub(crate) pods: Pods,
     /// The policy, whose restrictions are not enforced.
     pub(crate) policy: Arc<Policy>,
-    /// The settings that decide what is a finding.
-    pub(crate) strict: StrictSettings,
+    /// The settings that decide what is a finding. Without `--migrate` there are none, and no findings.
+    pub(crate) strict: Option<StrictSettings>,
     /// The key of the annotation with the list of allowed roles.
     pub(crate) allowed_roles: String,
     /// The format of the patterns in that list.
@@ -99,30 +103,40 @@ impl Draft {
 impl MigrationReporter {
     /// Returns the report of this node.
     pub(crate) fn report(&self) -> MigrationReport {
-        let (found, left_out, recorded) = self.recorder.found();
+        let Recorded { findings, left_out, uses, uses_left_out, elapsed } = self.recorder.recorded();
         let mut draft = Draft::default();
-        let here = self.look_at_pods(&mut draft);
-        for (workload, tallies) in &found {
-            for tally in tallies {
-                self.look_at_requests(workload, tally, here.contains(workload), &mut draft);
+        if let Some(strict) = &self.strict {
+            let here = self.look_at_pods(&mut draft);
+            for (workload, tallies) in &findings {
+                for tally in tallies {
+                    self.look_at_requests(strict, workload, tally, here.contains(workload), &mut draft);
+                }
             }
         }
         let Draft { workloads, missing } = draft;
         let namespaces = missing.into_iter().map(|(namespace, roles)| self.namespace(&namespace, roles)).collect();
         let workloads = workloads.into_iter().map(|(Workload { namespace, kind, name }, findings)| {
             let findings = findings.into_iter().map(|((finding, subject, reason), Counted { count, last, advice })| {
-                let last_seen_seconds = last.map(|last| recorded.saturating_sub(last).as_secs());
+                let last_seen_seconds = last.map(|last| elapsed.saturating_sub(last).as_secs());
                 Finding { finding, subject, reason: reason.to_owned(), count, last_seen_seconds, advice }
             });
             ReportedWorkload { namespace: namespace.into(), kind: kind.into(), name: name.into(), findings: findings.collect() }
         });
+        let node = ReportedNode {
+            node: self.node.clone(),
+            recorded_seconds: elapsed.as_secs(),
+            findings_recorded: self.strict.is_some(),
+            error: None,
+        };
         MigrationReport {
             version: REPORT_VERSION,
-            nodes: vec![ReportedNode { node: self.node.clone(), recorded_seconds: recorded.as_secs(), error: None }],
-            strict: Some(ReportedSettings::of(&self.strict)),
+            nodes: vec![node],
+            strict: self.strict.as_ref().map(ReportedSettings::of),
             left_out,
             namespaces,
             workloads: workloads.collect(),
+            protocols: protocols(uses, elapsed),
+            protocols_left_out: uses_left_out,
         }
     }
 
@@ -179,7 +193,7 @@ impl MigrationReporter {
     }
 
     /// Adds what the requests of a workload showed. `here` says whether the workload has pods now.
-    fn look_at_requests(&self, workload: &Workload, tally: &Tally, here: bool, draft: &mut Draft) {
+    fn look_at_requests(&self, strict: &StrictSettings, workload: &Workload, tally: &Tally, here: bool, draft: &mut Draft) {
         let subject = tally.subject.to_string();
         let (key, advice) = match tally.noted {
             Noted::WithoutToken => ((FindingKind::Imdsv1, subject, "no-token"), NEEDS_TOKENS.to_owned()),
@@ -187,7 +201,7 @@ impl MigrationReporter {
             Noted::UsesNodeRole => ((FindingKind::HostNetwork, subject, "uses-node-role"), USES_NODE_ROLE.to_owned()),
             Noted::Refused(reason) => ((FindingKind::Refused, subject, reason), advice_of_refusal(reason).to_owned()),
             // The node's own role is not given to pods. kube2iam did so.
-            Noted::Denied(Denial::NoRole) if !self.strict.node_role_withheld => return,
+            Noted::Denied(Denial::NoRole) if !strict.node_role_withheld => return,
             Noted::Denied(Denial::NoRole) => ((FindingKind::Refused, subject, Denial::NoRole.name()), WITHOUT_ROLE.to_owned()),
             Noted::Denied(denial) if here => return draft.confirm(workload, &(FindingKind::Refused, subject, denial.name()), tally),
             Noted::Denied(denial) => ((FindingKind::Refused, subject, denial.name()), advice_of_denial(denial)),
@@ -270,6 +284,21 @@ impl MigrationReporter {
             _ => format!("if pods of the namespace may have the role, add it to the annotation {} of the namespace", self.allowed_roles),
         }
     }
+}
+
+/// Returns the protocols in use, in the order of workloads and protocols.
+fn protocols(mut uses: Vec<(Workload, CredentialProtocol, ProtocolUse)>, elapsed: Duration) -> Vec<ReportedProtocol> {
+    uses.sort_by(|(a, of_a, _), (b, of_b, _)| (a, of_a).cmp(&(b, of_b)));
+    let reported = |(Workload { namespace, kind, name }, protocol, used): (Workload, _, ProtocolUse)| ReportedProtocol {
+        namespace: namespace.into(),
+        kind: kind.into(),
+        name: name.into(),
+        protocol,
+        requests: used.requests,
+        credentials: used.credentials,
+        last_seen_seconds: elapsed.saturating_sub(used.last).as_secs(),
+    };
+    uses.into_iter().map(reported).collect()
 }
 
 const STAR_IN_PATH: &str = "no glob pattern matches this role alone, because its path has a star, which matches any text: correct the role \

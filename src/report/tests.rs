@@ -39,7 +39,7 @@ impl Node {
             recorder: Recorder::on("node-a"),
             pods: pods.clone(),
             policy: policy(&rules),
-            strict,
+            strict: Some(strict),
             allowed_roles: "iam.amazonaws.com/allowed-roles".to_owned(),
             patterns: PatternFormat::Glob,
         };
@@ -162,7 +162,7 @@ async fn a_ceiling_is_a_refusal_and_not_an_advice_for_the_namespace() {
 #[tokio::test]
 async fn a_pod_without_a_role_is_named_only_where_kube2iam_gave_it_one() {
     for withheld in [false, true] {
-        let node = Node::new(|_, reporter| reporter.strict.node_role_withheld = withheld);
+        let node = Node::new(|_, reporter| reporter.strict.as_mut().unwrap().node_role_withheld = withheld);
         let plain = pod("plain", 1, None);
         node.pods([plain.clone()]);
         node.asks(&plain);
@@ -250,7 +250,7 @@ fn report(node: &str, count: u64) -> MigrationReport {
     let existing = vec!["it's \u{e4}\u{1b}".to_owned()];
     MigrationReport {
         version: REPORT_VERSION,
-        nodes: vec![ReportedNode { node: node.to_owned(), recorded_seconds: 60, error: None }],
+        nodes: vec![ReportedNode { node: node.to_owned(), recorded_seconds: 60, findings_recorded: true, error: None }],
         strict: None,
         left_out: 1,
         namespaces: vec![ReportedNamespace {
@@ -262,6 +262,16 @@ fn report(node: &str, count: u64) -> MigrationReport {
             note: None,
         }],
         workloads: vec![ReportedWorkload { namespace: "shop".to_owned(), kind: "Job".to_owned(), name: "a".to_owned(), findings }],
+        protocols: vec![ReportedProtocol {
+            namespace: "shop".to_owned(),
+            kind: "Job".to_owned(),
+            name: "a".to_owned(),
+            protocol: CredentialProtocol::Imdsv2,
+            requests: 4,
+            credentials: 2,
+            last_seen_seconds: count,
+        }],
+        protocols_left_out: 1,
     }
 }
 
@@ -280,14 +290,56 @@ fn reports_of_nodes_are_added_up_by_workload() {
     let value: Vec<String> = serde_json::from_str(&namespace.value).unwrap();
     assert_eq!(value, ["it's \u{e4}\u{1b}", BILLING, &format!("{BILLING}-a"), &format!("{BILLING}-b")]);
     assert_eq!(merged.left_out, 2);
+    let protocols: Vec<_> =
+        merged.protocols.iter().map(|used| (used.protocol, used.requests, used.credentials, used.last_seen_seconds)).collect();
+    assert_eq!((protocols, merged.protocols_left_out), (vec![(CredentialProtocol::Imdsv2, 8, 4, 2)], 2));
     let sent: MigrationReport = serde_json::from_slice(&serde_json::to_vec(&merged).unwrap()).unwrap();
     assert_eq!(sent, merged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn protocols_are_reported_without_strict_settings_too() {
+    let node = Node::new(|_, reporter| reporter.strict = None);
+    let (web, billing) = (pod("web", 1, Some("web")), pod("billing", 2, Some("billing")));
+    node.list(Some("[]"));
+    node.pods([web.clone(), billing.clone()]);
+    let recorder = &node.reporter.recorder;
+    recorder.requested(&web, CredentialProtocol::Imdsv2);
+    tokio::time::advance(std::time::Duration::from_secs(5)).await;
+    for (pod, protocol) in [(&web, CredentialProtocol::PodIdentity), (&billing, CredentialProtocol::Imdsv1)] {
+        recorder.requested(pod, protocol);
+        recorder.answered(pod, protocol);
+    }
+    let report = node.reporter.report();
+    let used: Vec<_> = report.protocols.iter().map(|one| (&*one.name, one.protocol, one.credentials, one.last_seen_seconds)).collect();
+    let wanted = [
+        ("billing", CredentialProtocol::Imdsv1, 1, 0),
+        ("web", CredentialProtocol::Imdsv2, 0, 5),
+        ("web", CredentialProtocol::PodIdentity, 1, 0),
+    ];
+    assert_eq!(used, wanted);
+    assert_eq!((report.workloads.len(), report.without_findings().collect::<Vec<_>>()), (0, vec!["node-a"]));
+    let text = report_text(&report);
+    assert!(text.contains("workloads by protocol: imdsv1 1, imdsv2 1, pod-identity 1\n"), "{text}");
+    assert!(text.contains("workloads that get credentials from the metadata service: 1\n"), "{text}");
+    assert!(!text.contains("no findings\n"), "nothing was looked for: {text}");
+}
+
+/// Daemons of earlier versions are read as well, while nodes are updated.
+#[test]
+fn a_report_of_an_earlier_version_is_read() {
+    let mut old = serde_json::to_value(report("a", 1)).unwrap();
+    old.as_object_mut().unwrap().retain(|name, _| !name.starts_with("protocols"));
+    old["nodes"][0].as_object_mut().unwrap().remove("findings_recorded");
+    let read: MigrationReport = serde_json::from_value(old).unwrap();
+    assert_eq!((read.protocols.len(), read.without_findings().count(), read.workloads.len()), (0, 0, 1));
 }
 
 #[test]
 fn text_and_csv_have_nothing_that_a_terminal_a_shell_or_a_spreadsheet_acts_on() {
     let mut hostile = report("a", 1);
     hostile.workloads[0].findings[0].subject = "=1+1\",\u{1b}[31m\n".to_owned();
+    hostile.protocols[0].name = "\u{1b}[31m".to_owned();
     let (text, csv) = (report_text(&hostile), report_csv(&hostile));
     let command = r#"kubectl annotate namespace shop --overwrite 'iam.amazonaws.com/allowed-roles=["it'\''s \u00e4\u001b","#;
     assert!(text.contains(command), "{text}");
@@ -303,4 +355,7 @@ fn kinds_have_the_names_that_json_has() {
         assert_eq!((serde_json::to_value(kind).unwrap(), kind.name()), ((*name).into(), *name));
     }
     assert_eq!(names.len(), 5);
+    for (place, (protocol, name)) in CredentialProtocol::ALL.into_iter().enumerate() {
+        assert_eq!((serde_json::to_value(protocol).unwrap(), protocol.name(), protocol as usize), (name.into(), name, place));
+    }
 }

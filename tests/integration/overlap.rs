@@ -9,12 +9,13 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rolegate_lab::daemon::{Daemon, Setup};
-use rolegate_lab::kube::KubeApi;
-use rolegate_lab::load::{Connections, Load, Tally};
+use rolegate_lab::kube::{KubeApi, PodToken, Resource};
+use rolegate_lab::load::{Connections, Load, ServiceAccountToken, Tally};
 use rolegate_lab::node::{find_program, skip};
+use serde_json::json;
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::world::{Fakes, PATIENCE, arn, connect, ip, loopback};
+use crate::world::{Fakes, PATIENCE, arn, connect, ip, loopback, pod};
 
 /// What the daemons of a node share.
 struct Shared {
@@ -170,6 +171,59 @@ fn three_generations_under_load_lose_no_request() {
     node.assert_right(&load.finish());
     last.terminate();
     assert!(!served(ip(2), address), "the socket closes with the last daemon");
+}
+
+/// The sockets of Pod Identity are handed over as well.
+#[test]
+fn three_generations_lose_no_request_with_a_service_account_token() {
+    let node = Shared::new();
+    // Of this process alone, because each daemon must listen on the same port.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let address = SocketAddr::from(([127, 77, high, low], 8099));
+    let pods = [("web", ip(2), "web-role"), ("db", ip(3), "db-role")].map(|(name, ip, role)| (name, ip, role, false));
+    // A pod in the node's network connects from the address that it connects to.
+    let agent = ("agent", address.ip(), "web-role", true);
+    let identity = format!("--pod-identity-addresses={address}");
+    let with_identity = |setup: Setup| setup.argument("--pod-identity").argument(&identity).argument("--pod-identity-host-port=0");
+    let mut load = Load::default();
+    for (name, from, role, host_network) in pods.into_iter().chain([agent]) {
+        let uid = format!("5b1c7a90-2f4e-4d36-9a8b-{name:0>12}");
+        let mut object = pod(name, from, Some(role)).uid(&uid).host_network(host_network).build();
+        let source = json!({ "serviceAccountToken": { "audience": "pods.eks.amazonaws.com", "path": "token" } });
+        object["spec"]["volumes"] = json!([{ "name": "token", "projected": { "sources": [source] } }]);
+        node.fakes.api.apply(Resource::Pods, object);
+    }
+    let mut last = node.start_with(None, with_identity);
+    last.wait_offered();
+    last.log_has("pod-identity-listening");
+    for (name, from, role, _) in pods.into_iter().chain([agent]) {
+        let uid = format!("5b1c7a90-2f4e-4d36-9a8b-{name:0>12}");
+        let token = node.fakes.api.token_issuer().issue(&PodToken::new("shop", name, &uid));
+        for connections in [Connections::New, Connections::New, Connections::Kept] {
+            let bearer = ServiceAccountToken { host: address.to_string(), token: token.clone() };
+            load.start_with_token(role, connections, bearer, move || {
+                let stream = connect(from, address)?;
+                SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+                Ok(stream)
+            });
+        }
+    }
+    load.wait_for_more(300);
+    for _ in 0..3 {
+        let next = node.start_with(Some(&last), with_identity);
+        next.wait_offered();
+        // Both daemons serve.
+        load.wait_for_more(300);
+        last.terminate();
+        load.wait_for_more(300);
+        let served = || next.daemon.metric(None, r#"rolegate_http_requests_total{code="200",route="pod-identity"}"#);
+        next.daemon.wait_ready(None).unwrap();
+        assert!(served().unwrap() > 0.0);
+        last = next;
+    }
+    node.assert_right(&load.finish());
+    last.terminate();
+    assert!(connect(ip(2), address).is_err(), "the socket closes with the last daemon");
 }
 
 #[test]

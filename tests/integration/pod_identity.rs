@@ -143,6 +143,26 @@ fn a_pod_with_a_target_role_gets_its_session() {
 }
 
 #[test]
+fn the_report_names_the_protocols_that_a_workload_used() {
+    let identity = Identity::start(&["--imds-tokens=optional"]);
+    identity.document(ip(2), &identity.token(2, "web"));
+    identity.assert_refused(ip(2), &identity.token(3, "db"), DENIED, "token-other-pod");
+    identity.world.document(ip(2), "web-role");
+    assert_eq!(identity.world.request(ip(3), "GET", "/latest/meta-data/iam/security-credentials/db-role", &[]).status, 200);
+    assert_eq!(identity.world.request(ip(3), "GET", "/latest/user-data", &[]).status, 404);
+    identity.document(NODE_IP, &identity.token(4, "agent"));
+    let report = identity.world.daemon.get(None, "/report?format=json").unwrap();
+    let report: Value = serde_json::from_slice(&report.body).unwrap();
+    let used = |one: &Value| {
+        let text = |name: &str| one[name].as_str().unwrap().to_owned();
+        (text("name"), text("protocol"), one["requests"].as_u64().unwrap(), one["credentials"].as_u64().unwrap())
+    };
+    let used: Vec<_> = report["protocols"].as_array().unwrap().iter().map(used).collect();
+    let wanted = [("agent", "pod-identity", 1, 1), ("db", "imdsv1", 2, 1), ("web", "imdsv2", 2, 1), ("web", "pod-identity", 1, 1)];
+    assert_eq!(used, wanted.map(|(name, protocol, requests, credentials)| (name.to_owned(), protocol.to_owned(), requests, credentials)));
+}
+
+#[test]
 fn pods_in_the_nodes_network_are_told_apart_by_their_tokens() {
     let identity = Identity::start(&["--namespace-restrictions=false"]);
     for (number, name, role) in [(4, "agent", "agent-role"), (5, "proxy", "proxy-role")] {

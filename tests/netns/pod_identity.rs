@@ -2,11 +2,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use rolegate_lab::daemon::Setup;
 use rolegate_lab::kube::{PodBuilder, PodToken, Resource};
-use rolegate_lab::node::{NODE_IP, NODE_IP6, Netns};
+use rolegate_lab::node::{Cgroup, Cgroups, NODE_IP, NODE_IP6, Netns};
 use rolegate_lab::player::{self, Response};
 use serde_json::{Value, json};
 
@@ -98,6 +99,102 @@ fn pods_of_both_kinds_get_their_roles_and_stolen_tokens_are_refused() {
     assert!(pods[0].connect(SocketAddr::new(NODE_IP.into(), 8182), PATIENCE).is_err());
     // The metadata service is served as before, with the same sessions.
     bed.assert_served(&pods[0], METADATA);
+}
+
+/// The control groups of pods, as the kubelet creates them.
+struct KubePods(Cgroups);
+
+impl KubePods {
+    fn new() -> Option<Self> {
+        let cgroups = Cgroups::new().inspect_err(|error| eprintln!("skipped: no control groups: {error}")).ok()?;
+        Some(Self(cgroups))
+    }
+
+    fn argument(&self) -> String {
+        format!("--bpf-cgroup={}", self.0.group("kubepods").unwrap().path().display())
+    }
+
+    /// The control group of a container of this pod.
+    fn of(&self, bed: &Bed, name: &str) -> Cgroup {
+        let stored = bed.api.get(Resource::Pods, Some("team-a"), name).unwrap();
+        let uid = stored["metadata"]["uid"].as_str().unwrap().to_owned();
+        self.0.group(format!("kubepods/burstable/pod{uid}/{:064x}", 7)).unwrap()
+    }
+
+    /// Starts a shell in a control group and the node's network. `REQUEST TOKEN` prints the status line of the response.
+    fn shell(bed: &Bed, group: &Cgroup, script: &str) -> Child {
+        const REQUEST: &str = r#"REQUEST() {
+            exec 3<>/dev/tcp/127.0.0.1/8182 || return
+            printf 'GET /v1/credentials HTTP/1.1\r\nHost: 127.0.0.1:8182\r\nAuthorization: %s\r\nConnection: close\r\n\r\n' "$1" >&3
+            head -n 1 <&3; exec 3>&-
+        }"#;
+        let mut command = group.command(bed.node.ns(), "/bin/bash");
+        command.arg("-c").arg(format!("{REQUEST}\n{script}")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    /// Sends a token from a control group. Returns the status of the response.
+    fn status(bed: &Bed, group: &Cgroup, token: &str) -> String {
+        let output = Self::shell(bed, group, &format!("REQUEST {token}")).wait_with_output().unwrap();
+        let line = String::from_utf8_lossy(&output.stdout).into_owned();
+        line.split(' ').nth(1).unwrap_or("none").to_owned()
+    }
+}
+
+#[test]
+fn a_token_of_another_pod_in_the_nodes_network_is_refused() {
+    let Some(bed) = Bed::new() else { return };
+    let Some(groups) = KubePods::new() else { return };
+    for name in ["agent", "exporter"] {
+        add_host_network_pod(&bed, name);
+    }
+    let [agent, exporter] = ["agent", "exporter"].map(|name| groups.of(&bed, name));
+    let daemon = bed.start(&setup(&bed).argument(groups.argument()));
+    let [of_agent, of_exporter] = ["agent", "exporter"].map(|name| token(&bed, name));
+    let status = |group: &Cgroup, token: &str| KubePods::status(&bed, group, token);
+    // The daemon may have found the control groups only after its start.
+    let deadline = Instant::now() + PATIENCE;
+    while status(&exporter, &of_agent) != "403" {
+        assert!(Instant::now() < deadline, "{}", daemon.log());
+    }
+    assert_eq!([status(&agent, &of_agent), status(&exporter, &of_exporter)], ["200", "200"], "{}", daemon.log());
+    assert_eq!([status(&exporter, &of_agent), status(&agent, &of_exporter)], ["403", "403"], "{}", daemon.log());
+    let refused = daemon.wait_for_log(|line| line["event"] == "service-account-token-refused" && line["pod"] == "exporter").unwrap();
+    assert_eq!(refused["reason"], "token-other-pod", "{refused}");
+    // A process of a control group within the container's, and one of the node, which may have the token for good reasons.
+    let path = exporter.path().strip_prefix(groups.0.root().path()).unwrap().join("nested");
+    let nested = groups.0.group(path).unwrap();
+    assert_eq!([status(&nested, &of_agent), status(&nested, &of_exporter)], ["403", "200"], "{}", daemon.log());
+    let service = groups.0.group("system.slice/kubelet.service").unwrap();
+    assert_eq!(status(&service, &of_agent), "200", "{}", daemon.log());
+    assert_eq!(send(bed.node.ns(), OF_NODE, &of_agent).unwrap().status, 200, "{}", daemon.log());
+}
+
+#[test]
+fn a_pod_in_the_nodes_network_uses_up_only_its_own_rate() {
+    let Some(bed) = Bed::new() else { return };
+    let Some(groups) = KubePods::new() else { return };
+    for name in ["agent", "exporter"] {
+        add_host_network_pod(&bed, name);
+    }
+    let [agent, exporter] = ["agent", "exporter"].map(|name| groups.of(&bed, name));
+    // With the control groups of pods, and where the daemon does not see them.
+    for argument in [Some(groups.argument()), None] {
+        let setup = argument.into_iter().fold(setup(&bed).argument("--limits-connection-rate=4"), Setup::argument);
+        let daemon = bed.start(&setup);
+        let mut flood = KubePods::shell(&bed, &exporter, "while :; do exec 3<>/dev/tcp/127.0.0.1/8182; exec 3>&-; done");
+        let limited = r#"rolegate_connections_refused_total{reason="source-rate"}"#;
+        let deadline = Instant::now() + PATIENCE;
+        while daemon.metric(Some(bed.node.ns()), limited).unwrap_or_default() < 20.0 {
+            assert!(Instant::now() < deadline, "{}", daemon.log());
+        }
+        let token = token(&bed, "agent");
+        for _ in 0..4 {
+            assert_eq!(KubePods::status(&bed, &agent, &token), "200", "{}", daemon.log());
+        }
+        flood.kill().unwrap();
+        flood.wait().unwrap();
+    }
 }
 
 #[test]

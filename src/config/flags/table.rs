@@ -354,7 +354,7 @@ pub(super) const REDIRECT: &[Flag] = &[
         "bpf-cgroup",
         "PATH",
         "",
-        "With bpf and auto: the directory of the control group of all pods, in a cgroup2 file system; default: where kubelets create it",
+        "With bpf, auto and --pod-identity: the directory of the control group of all pods, in a cgroup2 file system; default: where kubelets create it",
     ),
     value("bpf-pins", "PATH", "/sys/fs/bpf/rolegate", "With bpf and auto: the directory of the pins that keep the BPF programs attached"),
     list(

@@ -20,6 +20,12 @@ fn report() -> Report {
         notes: Vec::new(),
         identity: vec![step("address", "10.0.0.1", "belongs to this pod only", StepVerdict::Passed)],
         policy: vec![step("allowed-roles", "--allowed-roles", "not set: every role is allowed", StepVerdict::Skipped)],
+        pod_identity: vec![step(
+            "container",
+            "app",
+            "the variable AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE is missing",
+            StepVerdict::Refused,
+        )],
         request: Some(StsParameters {
             role: "ROLE".to_owned(),
             source_role: None,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::workloads::{self, DEFAULT, ROLE};
+use super::workloads::{self, DEFAULT};
 use crate::migrate::manifest::{ManifestObject, filled};
 use crate::migrate::yaml::{MapBuilder, NotedDocument};
 
@@ -47,13 +47,18 @@ impl AccountNames {
     }
 }
 
-/// Returns an account with a role, and all that it has now: `kubectl apply` removes what a manifest no longer has.
-pub(super) fn document(namespace: &str, name: &str, role: &str, now: Option<&ManifestObject>, notes: Vec<String>) -> NotedDocument {
+/// Returns an account with a role annotation, and all that it has now: `kubectl apply` removes what a manifest no longer has.
+pub(super) fn document(
+    (namespace, name): (&str, &str),
+    (role_key, role): (&str, &str),
+    now: Option<&ManifestObject>,
+    notes: Vec<String>,
+) -> NotedDocument {
     let texts = |key| now.and_then(|now| now.metadata(key)).and_then(Value::as_object).cloned().unwrap_or_default();
     let (mut labels, mut annotations): (Map<_, _>, Map<_, _>) = (texts("labels"), texts("annotations"));
     labels.insert(LABEL.to_owned(), "true".into());
     annotations.remove(LAST_APPLIED);
-    annotations.insert(ROLE.to_owned(), role.into());
+    annotations.insert(role_key.to_owned(), role.into());
     let mut metadata = MapBuilder::default();
     metadata.put("name", name).put("namespace", namespace).put("labels", Value::from(labels)).put("annotations", Value::from(annotations));
     let mut root = MapBuilder::default();

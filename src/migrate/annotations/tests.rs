@@ -5,10 +5,12 @@ use serde_json::{Value, json};
 use super::accounts::LABEL;
 use super::*;
 
+/// The default key of role annotations.
+const ROLE: &str = "iam.amazonaws.com/role";
 const CLUSTER: &str = include_str!("tests/cluster.yaml");
 
 fn migrated(objects: &[Value]) -> Result<Migrated, MigrateError> {
-    migrate_annotations(json!({"kind": "List", "items": objects}).to_string().as_bytes())
+    migrate_annotations(json!({"kind": "List", "items": objects}).to_string().as_bytes(), ROLE)
 }
 
 /// The accounts that are printed: namespace, name and role, all with the label.
@@ -42,7 +44,7 @@ fn account(name: &str, annotations: &Value) -> Value {
 
 #[test]
 fn a_cluster() {
-    let Migrated { yaml, warnings } = migrate_annotations(CLUSTER.as_bytes()).unwrap();
+    let Migrated { yaml, warnings } = migrate_annotations(CLUSTER.as_bytes(), ROLE).unwrap();
     let warnings: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     insta::assert_snapshot!(format!("{yaml}\n{warnings}"));
 }
@@ -57,7 +59,7 @@ fn the_label_is_that_of_the_admission_policy() {
 fn json_and_yaml_are_the_same() {
     let items: Value = yaml::parse(CLUSTER).unwrap().into();
     let json = json!({"kind": "List", "items": items[0]["items"]}).to_string();
-    assert_eq!(migrate_annotations(json.as_bytes()).unwrap().yaml, migrate_annotations(CLUSTER.as_bytes()).unwrap().yaml);
+    assert_eq!(migrate_annotations(json.as_bytes(), ROLE).unwrap().yaml, migrate_annotations(CLUSTER.as_bytes(), ROLE).unwrap().yaml);
 }
 
 /// Plays every combination of two workloads of one account, whose account may have a role: each must have the role that it had.
@@ -159,8 +161,11 @@ fn pods_of_a_known_owner_count_once() {
         json!({"kind": "Pod", "metadata": {"name": name, "namespace": "shop", "annotations": {ROLE: "a"},
             "ownerReferences": [{"kind": kind, "name": owner, "controller": true}]}, "spec": {"serviceAccountName": "web"}})
     };
+    let mut of_deployment = workload("ReplicaSet", "web-1", Some("web"), Some("old"));
+    of_deployment["metadata"]["ownerReferences"] = json!([{"kind": "Deployment", "name": "web", "controller": true}]);
     let objects = [
         workload("Deployment", "web", Some("web"), Some("a")),
+        of_deployment,
         workload("StatefulSet", "db", Some("web"), Some("a")),
         pod("web-1-x", "ReplicaSet", "web-1"),
         pod("db-0", "StatefulSet", "db"),
@@ -171,6 +176,82 @@ fn pods_of_a_known_owner_count_once() {
     let Migrated { yaml, .. } = migrated(&objects).unwrap();
     let listed: Vec<_> = yaml.lines().filter(|line| line.starts_with("# - ")).collect();
     assert_eq!(listed, ["# - Deployment shop/web", "# - StatefulSet shop/db", "# - Rollout shop/canary"]);
+}
+
+fn owned(mut object: Value, owners: &Value) -> Value {
+    object["metadata"]["ownerReferences"] = owners.clone();
+    object
+}
+
+fn pod_of(name: &str, role: Option<&str>, owners: &Value) -> Value {
+    let annotations = role.map(|role| json!({ROLE: role}));
+    let object = json!({"kind": "Pod", "metadata": {"name": name, "namespace": "shop", "annotations": annotations},
+        "spec": {"serviceAccountName": "web"}});
+    owned(object, owners)
+}
+
+/// The workloads that are listed, and the service accounts.
+fn listed_of(objects: &[Value]) -> (Vec<String>, Vec<(String, String)>, Vec<String>) {
+    let Migrated { yaml, warnings } = migrated(objects).unwrap();
+    let listed = yaml.lines().filter_map(|line| line.strip_prefix("# - ")).map(str::to_owned).collect();
+    let accounts = accounts(&yaml).into_iter().map(|(_, name, role)| (name, role)).collect();
+    (listed, accounts, warnings)
+}
+
+#[test]
+fn a_replica_set_belongs_to_a_deployment_only_by_its_owner() {
+    let controller =
+        |version: &str, kind: &str, name: &str| json!([{"apiVersion": version, "kind": kind, "name": name, "controller": true}]);
+    let set = workload("ReplicaSet", "web-x", Some("web"), None);
+    let objects = |set: Value, pod: Value| {
+        let mut deployment = workload("Deployment", "web", Some("web"), Some("a"));
+        deployment["apiVersion"] = "apps/v1".into();
+        vec![deployment, set, pod, account("web", &Value::Null)]
+    };
+    // Its pods have no role, and would get one with that of their account.
+    let alone = pod_of("web-x-1", None, &controller("apps/v1", "ReplicaSet", "web-x"));
+    assert_eq!(
+        listed_of(&objects(set.clone(), alone.clone())).1,
+        [("web-a".to_owned(), "a".to_owned())],
+        "without the Deployment's account"
+    );
+    let of_web = owned(set.clone(), &controller("apps/v1", "Deployment", "web"));
+    let same = pod_of("web-x-1", Some("a"), &controller("apps/v1", "ReplicaSet", "web-x"));
+    assert_eq!(listed_of(&objects(of_web.clone(), same)).1, [("web".to_owned(), "a".to_owned())]);
+    // A pod that is not as the template says counts with what it has.
+    assert_eq!(listed_of(&objects(of_web.clone(), alone.clone())).1, [("web-a".to_owned(), "a".to_owned())]);
+    let mut finished = alone.clone();
+    finished["status"] = json!({"phase": "Succeeded"});
+    assert_eq!(listed_of(&objects(of_web, finished)).1, [("web".to_owned(), "a".to_owned())]);
+    // A kind of another API group, and no controller.
+    let of_other = owned(set.clone(), &controller("example.com/v1", "Deployment", "web"));
+    assert_eq!(listed_of(&objects(of_other, alone.clone())).1, [("web-a".to_owned(), "a".to_owned())]);
+    let no_controller = owned(set, &json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}]));
+    assert_eq!(listed_of(&objects(no_controller, alone)).1, [("web-a".to_owned(), "a".to_owned())]);
+}
+
+#[test]
+fn without_replica_sets_their_pods_count_for_themselves() {
+    let owner = json!([{"kind": "ReplicaSet", "name": "web-5d9c", "controller": true}]);
+    let objects = [
+        workload("Deployment", "web", Some("web"), Some("a")),
+        pod_of("web-5d9c-1", Some("a"), &owner),
+        pod_of("web-5d9c-2", Some("a"), &owner),
+        account("web", &Value::Null),
+    ];
+    let (listed, accounts, warnings) = listed_of(&objects);
+    assert_eq!(listed, ["Deployment shop/web", "ReplicaSet shop/web-5d9c"]);
+    assert_eq!((accounts, warnings.len()), (vec![("web".to_owned(), "a".to_owned())], 1), "{warnings:?}");
+}
+
+#[test]
+fn another_key_of_role_annotations_is_used_for_pods_and_accounts() {
+    let key = "example.com/role";
+    let mut web = workload("Deployment", "web", Some("web"), Some("ignored"));
+    web["spec"]["template"]["metadata"]["annotations"][key] = "a".into();
+    let input = json!({"kind": "List", "items": [web, account("web", &json!({ROLE: "kept"}))]}).to_string();
+    let printed = yaml::parse(&migrate_annotations(input.as_bytes(), key).unwrap().yaml).unwrap();
+    assert_eq!(printed[0]["metadata"]["annotations"], json!({key: "a", ROLE: "kept"}));
 }
 
 #[test]
@@ -200,10 +281,10 @@ fn static_pods_and_odd_names_are_skipped() {
 #[test]
 fn input_that_is_no_list_of_objects_is_refused() {
     for input in [&b"\xff"[..], b"a: [", b"- a", b"text"] {
-        let error = migrate_annotations(input).unwrap_err();
+        let error = migrate_annotations(input, ROLE).unwrap_err();
         assert!(matches!(error, MigrateError::NotText | MigrateError::Yaml(_) | MigrateError::NotAnObject), "{error:?}");
     }
-    assert!(matches!(migrate_annotations(b""), Err(MigrateError::NoRoles(_))));
+    assert!(matches!(migrate_annotations(b"", ROLE), Err(MigrateError::NoRoles(_))));
 }
 
 #[test]
@@ -215,7 +296,7 @@ fn no_text_of_the_input_becomes_a_line() {
     assert!(places > 50, "{places}");
     for wanted in 1..=places {
         let items = super::super::tests::poisoned(&documents, POISON, &mut 0, wanted);
-        let Ok(migrated) = migrate_annotations(json!({"kind": "List", "items": items}).to_string().as_bytes()) else { continue };
+        let Ok(migrated) = migrate_annotations(json!({"kind": "List", "items": items}).to_string().as_bytes(), ROLE) else { continue };
         let lines = migrated.yaml.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).chain(migrated.warnings.iter().map(String::as_str));
         for line in lines {
             assert!(!line.trim_start().starts_with("kind: Evil"), "place {wanted}: {line}");

@@ -70,7 +70,7 @@ impl Node {
     async fn found(&mut self) -> Vec<(String, String, u64)> {
         self.used.record(&mut self.recorded).await.unwrap();
         let mut found = Vec::new();
-        for (workload, tallies) in self.used.recorder.found().0 {
+        for (workload, tallies) in self.used.recorder.recorded().findings {
             for tally in tallies {
                 assert_eq!(tally.noted, Noted::UsesNodeRole);
                 found.push((workload.name.to_string(), tally.subject.to_string(), tally.count));
@@ -147,9 +147,9 @@ async fn counts_that_cannot_be_read_are_read_again() {
     let recorder = used.recorder.clone();
     let task = tokio::spawn(used.run());
     tokio::time::sleep(READ_EVERY).await;
-    assert!(recorder.found().0.is_empty());
+    assert!(recorder.recorded().findings.is_empty());
     *kernel.0.lock().unwrap() = Some(HashMap::from([(agent, 1)]));
-    while recorder.found().0.is_empty() {
+    while recorder.recorded().findings.is_empty() {
         assert!(!task.is_finished());
         tokio::time::sleep(READ_EVERY).await;
     }
