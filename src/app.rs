@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
 use crate::cgroup::RedirectPrograms;
-use crate::config::{Config, listen_address};
+use crate::config::{Config, IdentityEndpoint, listen_address};
 use crate::credentials::sts::Sts;
 use crate::drain::Drain;
 use crate::handover::{self, AcceptQueue};
@@ -213,9 +213,9 @@ impl App {
             anyhow::Ok(placed)
         };
         let mut place = std::pin::pin!(place.fuse());
-        let verifier = config.pod_identity.as_ref().map(|config| start.follow_issuer(config, &kube));
+        let pod_identity_parts = config.pod_identity.as_ref().map(|config| start.follow_issuer(config, &kube));
         let manifests = Arc::new(ApiManifests::new(kube.clone()));
-        let sources = RequestSources { pods: pods.clone(), events, verifier, recorder, manifests };
+        let sources = RequestSources { pods: pods.clone(), events, pod_identity: pod_identity_parts, recorder, manifests };
         let prepared = prepare(&config, sources, &metrics, &readiness, &drain, shared);
         let prepared = async {
             // The daemon's own pod needs the real metadata service.
@@ -333,7 +333,11 @@ impl Entrance {
             found = listener.listener() => found?,
             () = self.drain.begun() => return Ok(()),
         };
-        self.serve(found, Service::PodIdentity, listener.handover_socket, None).await
+        let service = match listener.endpoint {
+            IdentityEndpoint::Pods | IdentityEndpoint::HostNetwork => Service::PodIdentity,
+            IdentityEndpoint::RelativeUri => Service::RelativeUri,
+        };
+        self.serve(found, service, listener.handover_socket, None).await
     }
 
     /// Accepts when it is time to, and offers the socket to the next daemon meanwhile.

@@ -37,7 +37,7 @@ use crate::config::report_command::{ReportConfig, ReportOutput};
 use crate::config::{Config, ConfigWarning, RedirectBackend, flags};
 use crate::explain::{Report, ReportedDecision, render};
 use crate::migrate::{self, MigrateError, Project};
-use crate::pod_identity_render;
+use crate::pod_identity::render as pod_identity_render;
 use crate::probe;
 use crate::report::MigrationReport;
 use crate::report::render::{report_csv, report_text};
@@ -588,7 +588,7 @@ fn restrict(config: &Config) -> anyhow::Result<Ability> {
     }
     if let Some(pod_identity) = &config.pod_identity {
         needs.push(Need::Interfaces);
-        needs.extend(pod_identity.listen_addresses().map(|address| Need::Port(address.port())));
+        needs.extend(pod_identity.listen_addresses().map(|(address, _)| Need::Port(address.port())));
     }
     if matches!(config.redirect.backend, RedirectBackend::Auto | RedirectBackend::Bpf) {
         needs.push(Need::Bpf);

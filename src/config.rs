@@ -38,7 +38,7 @@ mod warning;
 pub use aws::AwsConfig;
 pub use host_network::{ExemptPods, HostNetworkConfig, HostNetworkMode};
 use own_pod::OwnPodHints;
-pub use pod_identity::PodIdentityConfig;
+pub use pod_identity::{IdentityEndpoint, PodIdentityConfig};
 use session::{SessionScope, SessionTag, SessionTemplate};
 pub use warning::ConfigWarning;
 

@@ -287,6 +287,11 @@ impl Reporter {
         Self { records: None, metrics }
     }
 
+    /// Returns whether Events are written.
+    pub fn is_on(&self) -> bool {
+        self.records.is_some()
+    }
+
     /// Reports a cause to a pod's owner, if there is one. Never waits: if the queue is full, the record is dropped and counted.
     pub fn tell(&self, pod: &Arc<Pod>, cause: impl Into<Option<EventCause>>) {
         if let Some(records) = &self.records

@@ -76,7 +76,6 @@ pub mod metrics;
 mod migrate;
 pub mod netlink;
 pub mod pod_identity;
-mod pod_identity_render;
 pub mod pods;
 pub mod policy;
 mod probe;

@@ -14,12 +14,14 @@ use tokio::time::Instant;
 mod descriptions;
 mod handles;
 mod host_network;
+mod pod_identity;
 mod register;
 mod render;
 
 use descriptions::*;
 pub use descriptions::{ALL, Description};
 pub use handles::{InFlight, RouteMeters};
+use pod_identity::PodIdentityMetrics;
 use register::Registrar;
 use render::{text, without_namespaces};
 
@@ -89,6 +91,7 @@ struct MetricsInner {
     exemption_updates: IntCounterVec,
     migration_findings: IntGaugeVec,
     migration_source: OnceLock<FindingsSource>,
+    pod_identity: PodIdentityMetrics,
 }
 
 /// The content of the session cache at one time.
@@ -197,6 +200,7 @@ impl Metrics {
             exemption_updates: register.counters(&EXEMPTION_UPDATES),
             migration_findings: register.gauges(&MIGRATION_FINDINGS),
             migration_source: OnceLock::new(),
+            pod_identity: PodIdentityMetrics::new(&register),
             registry: register.0,
         }))
     }
@@ -233,6 +237,7 @@ impl Metrics {
         if let Some(CountSource(count)) = self.0.link_overflows_source.get() {
             self.0.link_overflows.inc_by(count().saturating_sub(self.0.link_overflows.get()));
         }
+        self.0.pod_identity.refresh();
         self.0.watch_sign_of_life.set(i64::try_from(self.watch_silence().as_secs()).unwrap_or(i64::MAX));
         self.0.registry.gather()
     }
@@ -492,6 +497,16 @@ impl Metrics {
     /// Counts credentials of the daemon that were dropped because STS rejected them.
     pub fn own_credentials_dropped(&self) {
         self.0.own_credentials_dropped.inc();
+    }
+
+    /// Counts a fetch of the keys of the service account issuer.
+    pub fn issuer_keys_fetched(&self, has_worked: bool) {
+        self.0.pod_identity.keys_fetched(has_worked);
+    }
+
+    /// Counts a review of a service account token by the Kubernetes API, by outcome.
+    pub fn token_reviewed(&self, outcome: &'static str) {
+        self.0.pod_identity.token_reviewed(outcome);
     }
 
     /// Counts a completed AssumeRole request of `rolegate explain --assume`.

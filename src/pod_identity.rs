@@ -4,6 +4,8 @@
 //! - [`token`]: verifies one token with one set of keys at one time; pure
 //! - [`keys`]: the issuer's keys, fetched from the API and kept up to date
 //! - [`verifier`]: combines both, and caches verified tokens
+//! - [`review`]: lets the API server confirm verified tokens, if that is turned on
+//! - `render`: the patch that `rolegate pod-identity render` prints
 //! - `addresses`: the addresses on the node to which pods connect
 //!
 //! A verified token says which pod it was issued to, not who sent it. The caller compares its [`token::Claims`] with the pod that
@@ -11,5 +13,10 @@
 
 pub(crate) mod addresses;
 pub mod keys;
+pub(crate) mod render;
+pub mod review;
 pub mod token;
 pub mod verifier;
+
+/// The path of the credentials (`AWS_CONTAINER_CREDENTIALS_FULL_URI` of EKS Pod Identity).
+pub(crate) const CREDENTIALS_PATH: &str = "/v1/credentials";

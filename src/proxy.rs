@@ -100,6 +100,7 @@ struct Meters {
     unknown: RouteMeters,
     rejected: RouteMeters,
     pod_identity: RouteMeters,
+    relative_uri: RouteMeters,
 }
 
 /// The state that a decision depends on. If it changes, the decision is made again.
@@ -139,6 +140,7 @@ impl<A: AssumeRole> Proxy<A> {
             unknown: metrics.route("unknown"),
             rejected: metrics.route("rejected"),
             pod_identity: metrics.route("pod-identity"),
+            relative_uri: metrics.route("relative-uri"),
         };
         let (logged, told) = (EachDigest::new(LOG_EVERY, MAX_LOGGED), EachDigest::new(ONCE, MAX_LOGGED));
         let (migration, recorder, pod_identity) = (Migration::default(), Recorder::default(), None);
@@ -476,7 +478,7 @@ impl<A: AssumeRole> Proxy<A> {
             },
         };
         if is_due {
-            refusal.log(origin, asked.path, again);
+            refusal.log(origin, asked, again);
         }
     }
 

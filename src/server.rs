@@ -6,7 +6,7 @@
 //! `/healthz`, which fails until the daemon was ready once.
 //!
 //! Pods connect to the addresses of Pod Identity directly. There, the token of each request says which pod sent it, and the source address
-//! of the connection must be that of this pod.
+//! of the connection must be that of this pod. At the address of the relative URI, the source address alone says which pod it is.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -131,6 +131,8 @@ pub(crate) enum Service {
     Metadata,
     /// Credentials by service account tokens.
     PodIdentity,
+    /// Credentials without a token, for pods with a network of their own (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`).
+    RelativeUri,
 }
 
 /// What a connection may be used for, by its origin.
@@ -140,6 +142,8 @@ enum Admission {
     Pod(Origin),
     /// Requests with service account tokens, at this address.
     PodIdentity(Origin, SocketAddr),
+    /// Requests for credentials without a token, at this address.
+    RelativeUri(Origin, SocketAddr),
     /// A probe of the node itself.
     Probe,
     /// Nothing: it is closed.
@@ -150,14 +154,14 @@ impl Admission {
     /// Returns the origin of pods' requests.
     fn origin(&self) -> Option<&Origin> {
         match self {
-            Self::Pod(origin) | Self::PodIdentity(origin, _) => Some(origin),
+            Self::Pod(origin) | Self::PodIdentity(origin, _) | Self::RelativeUri(origin, _) => Some(origin),
             Self::Probe | Self::Refused => None,
         }
     }
 
     fn origin_mut(&mut self) -> Option<&mut Origin> {
         match self {
-            Self::Pod(origin) | Self::PodIdentity(origin, _) => Some(origin),
+            Self::Pod(origin) | Self::PodIdentity(origin, _) | Self::RelativeUri(origin, _) => Some(origin),
             Self::Probe | Self::Refused => None,
         }
     }
@@ -246,7 +250,8 @@ impl<A: AssumeRole> Server<A> {
                 self.accepting.worked();
                 match service {
                     Service::Metadata => self.take(stream, peer),
-                    Service::PodIdentity => self.take_for_pod_identity(stream, peer),
+                    Service::PodIdentity => self.take_at_own_address(stream, peer, Admission::PodIdentity),
+                    Service::RelativeUri => self.take_at_own_address(stream, peer, Admission::RelativeUri),
                 }
             }
             Err(error) => {
@@ -301,7 +306,8 @@ impl<A: AssumeRole> Server<A> {
         self.admit_by_address(self.arrival(stream, admission, from.ip()));
     }
 
-    fn take_for_pod_identity(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    /// Takes a connection to an address of the daemon's own, to which clients connect without packet rules.
+    fn take_at_own_address(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, admission: fn(Origin, SocketAddr) -> Admission) {
         let (Ok(local), ip) = (stream.local_addr(), peer.ip().to_canonical()) else {
             return self.metrics.connection_refused("accept-failed");
         };
@@ -312,9 +318,9 @@ impl<A: AssumeRole> Server<A> {
         // connections, loopback addresses are taken for pods'.
         origin.is_of_node = ip == local.ip() || (ip.is_loopback() && !self.accept_direct);
         if origin.is_of_node {
-            return self.take_host_client(stream, Admission::PodIdentity(origin, local), SocketAddr::new(ip, peer.port()), local);
+            return self.take_host_client(stream, admission(origin, local), SocketAddr::new(ip, peer.port()), local);
         }
-        self.admit_by_address(self.arrival(stream, Admission::PodIdentity(origin, local), ip));
+        self.admit_by_address(self.arrival(stream, admission(origin, local), ip));
     }
 
     /// Admits a connection whose source is known by its address. If that is unknown, the kernel may have to be asked what to count it by.

@@ -81,6 +81,7 @@ pub(crate) async fn watch(url: &str) -> (JoinHandle<()>, Pods) {
         writer,
         pods: pods.clone(),
         needs: Needs::default(),
+        token_audience: None,
         metrics: Metrics::new(),
     };
     let readiness = Readiness::default();

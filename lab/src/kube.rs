@@ -1,7 +1,7 @@
 //! A fake Kubernetes API server over real sockets: everything that a node agent can see of one, and every way in which it can
 //! fail.
 //!
-//! It serves lists, watches and gets of pods, namespaces, service accounts and nodes, accepts events and access reviews, and
+//! It serves lists, watches and gets of pods, namespaces, service accounts and nodes, accepts events, access reviews and token reviews, and
 //! reports errors as `Status` objects, as <https://kubernetes.io/docs/reference/using-api/api-concepts/> describes and a real
 //! server of version 1.33 does. Tests add objects with [`KubeApi::apply`], inject failures with the fault methods, and inspect
 //! the requests with [`KubeApi::requests`].
@@ -19,7 +19,7 @@
 //! # }
 //! ```
 //!
-//! Differences from a real server: patches are merge patches only, only events can be created over HTTP, a list at a future
+//! Differences from a real server: patches are merge patches only, only events and reviews can be created over HTTP, a list at a future
 //! resource version fails at once instead of after three seconds, port-forwards have one port, and a watch without
 //! `timeoutSeconds` has no time limit.
 
@@ -45,6 +45,7 @@ mod store;
 mod subscription;
 #[cfg(test)]
 mod tests;
+mod token_review;
 mod watch;
 
 use std::io;

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::failure::Failure;
 use crate::advice::{Advise as _, chain};
-use crate::config::{self, ServerConfig};
+use crate::config::{self, IdentityEndpoint, ServerConfig};
 use crate::handover::{self, Giver, TakenOver};
 
 /// Connections that the kernel keeps for us until they are accepted.
@@ -29,8 +29,8 @@ pub(super) enum PodListener {
     /// Ours alone, as far as is known: it listens, and is accepted from as soon as may be.
     Own(StdListener),
     /// Another daemon listens at this port on a socket of its own. The kernel would give us half of its connections, so ours
-    /// is bound and does not listen before they can be served.
-    Beside(Socket, SocketAddr),
+    /// is bound and does not listen before they can be served. With the flag of the address.
+    Beside(Socket, SocketAddr, &'static str),
     /// The socket of a daemon that serves on: who is not accepted here is accepted there.
     Shared(TakenOver),
 }
@@ -42,14 +42,18 @@ impl PodListener {
         Self::bind(socket, wanted, "--app-port", config.handover_socket.as_deref()).await
     }
 
-    /// Binds an address of Pod Identity, even if the node does not have it yet. See [`Self::bind`].
-    pub(super) async fn find_for_pod_identity(address: SocketAddr, handover_socket: Option<&Path>) -> anyhow::Result<Self> {
+    /// Binds an address of Pod Identity, which this flag chooses, even if the node does not have it yet. See [`Self::bind`].
+    pub(super) async fn find_for_pod_identity(
+        address: SocketAddr,
+        flag: &'static str,
+        handover_socket: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let (socket, wanted) = unbound(Some(address.ip()), address.port())?;
         match address {
             SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
             SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
         }
-        Self::bind(socket, wanted, "--pod-identity-addresses", handover_socket).await
+        Self::bind(socket, wanted, flag, handover_socket).await
     }
 
     /// Binds a port. Without `--handover-socket`, no other process can listen on it while this daemon does. With it,
@@ -77,14 +81,14 @@ impl PodListener {
         let others = listens(wanted);
         // The kernel allows it among sockets of one effective user, all of them with this option (socket(7)).
         socket.set_reuse_port(true)?;
-        bind(&socket, wanted, flag).map_err(not_shared)?;
+        bind(&socket, wanted, flag).map_err(|error| not_shared(error, flag))?;
         if others {
             warn!(
-                event = "handover-missing",
-                "another daemon listens on the app port and did not hand over its socket; waiting until this daemon can serve, then \
+                event = "handover-missing", address = %wanted, flag,
+                "another daemon listens on this address for pods and did not hand over its socket; waiting until this daemon can serve, then \
                  listening too; pods' connections may fail during the switch; check that both daemons have the same --handover-socket"
             );
-            return Ok(Self::Beside(socket, wanted));
+            return Ok(Self::Beside(socket, wanted, flag));
         }
         listen(&socket, wanted, flag)?;
         Ok(Self::Own(socket.into()))
@@ -94,19 +98,19 @@ impl PodListener {
     pub(super) fn address(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Own(socket) => socket.local_addr(),
-            Self::Beside(_, wanted) => Ok(*wanted),
+            Self::Beside(_, wanted, _) => Ok(*wanted),
             Self::Shared(taken) => taken.socket.local_addr(),
         }
     }
 
     /// Listens as soon as nobody else does: connections then wait for us. Returns when that is done.
     pub(super) async fn listen_when_alone(&mut self) -> anyhow::Result<()> {
-        let Self::Beside(socket, wanted) = self else { return std::future::pending().await };
+        let Self::Beside(socket, wanted, flag) = self else { return std::future::pending().await };
         while listens(*wanted) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        listen(socket, *wanted, "--app-port")?;
-        info!(event = "app-port-acquired", "no other process listens on the app port any more; listening on it");
+        listen(socket, *wanted, flag)?;
+        info!(event = "app-port-acquired", address = %wanted, flag, "no other process listens on this address for pods any more; listening on it");
         *self = Self::Own(socket.try_clone()?.into());
         Ok(())
     }
@@ -122,8 +126,8 @@ impl PodListener {
         }
         let (socket, giver) = match self {
             Self::Own(socket) => (socket, None),
-            Self::Beside(socket, wanted) => {
-                listen(&socket, wanted, "--app-port")?;
+            Self::Beside(socket, wanted, flag) => {
+                listen(&socket, wanted, flag)?;
                 (socket.into(), None)
             }
             Self::Shared(TakenOver { socket, mut giver }) => {
@@ -156,9 +160,10 @@ fn not_taken(path: &Path, error: &handover::HandoverError) {
 }
 
 /// Explains why a daemon that may share its port cannot bind it.
-fn not_shared(error: anyhow::Error) -> anyhow::Error {
+fn not_shared(error: anyhow::Error, flag: &str) -> anyhow::Error {
     if is_in_use(&error) {
-        error.context(Failure::new("the app port is in use by another program, or by a daemon without --handover-socket", "stop it first"))
+        let cause = format!("the port of {flag} is in use by another program, or by a daemon without --handover-socket");
+        error.context(Failure::new(cause, "stop it first"))
     } else {
         error
     }
@@ -237,7 +242,9 @@ fn cannot_listen(wanted: SocketAddr, flag: &str) -> Failure {
     } else {
         format!("cannot listen on {} port {port}", wanted.ip())
     };
-    Failure::new(cause, format!("choose another {flag}, or stop the program that uses the port"))
+    // The port of the relative URI is fixed.
+    let change = if flag == IdentityEndpoint::RelativeUri.flag() { "remove" } else { "choose another" };
+    Failure::new(cause, format!("{change} {flag}, or stop the program that uses the port"))
 }
 
 /// Whether somebody listens there: with SO_REUSEADDR, and without SO_REUSEPORT, a port can be bound unless somebody listens

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::listener::{self, PodListener};
 use crate::advice::chain;
 use crate::cgroup::{PodCgroups, in_background};
-use crate::config::PodIdentityConfig;
+use crate::config::{IdentityEndpoint, PodIdentityConfig};
 use crate::netlink::sock_diag::KernelSockets;
 use crate::pod_identity::addresses;
 use crate::redirect::bpf::cgroups::PodsCgroup;
@@ -28,6 +28,8 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct IdentityListener {
     address: SocketAddr,
+    /// What the address is for.
+    pub(super) endpoint: IdentityEndpoint,
     /// `None` while another program has the port.
     listener: Option<PodListener>,
     /// The path of the Unix socket that hands the listener over to the next daemon.
@@ -42,16 +44,16 @@ pub(super) async fn listen(config: Option<&PodIdentityConfig>, handover_socket: 
     };
     addresses::place(&config.assigned()).context("--pod-identity")?;
     let mut listeners = Vec::new();
-    for address in config.listen_addresses() {
+    for (address, endpoint) in config.listen_addresses() {
         let handover_socket = handover_socket.map(|path| handover_path(path, address));
-        let listener = match PodListener::find_for_pod_identity(address, handover_socket.as_deref()).await {
+        let listener = match PodListener::find_for_pod_identity(address, endpoint.flag(), handover_socket.as_deref()).await {
             Ok(listener) => {
-                report(&listener)?;
+                report(&listener, endpoint)?;
                 Some(listener)
             }
             Err(error) if listener::is_in_use(&error) => {
                 warn!(
-                    event = "pod-identity-address-in-use", %address,
+                    event = "pod-identity-address-in-use", %address, flag = endpoint.flag(),
                     "another program listens on this address of Pod Identity; retrying, serving pods at the other addresses; if it \
                      persists, find the program with 'ss --listening --tcp --processes' on the node"
                 );
@@ -59,7 +61,7 @@ pub(super) async fn listen(config: Option<&PodIdentityConfig>, handover_socket: 
             }
             Err(error) => return Err(error),
         };
-        listeners.push(IdentityListener { address, listener, handover_socket });
+        listeners.push(IdentityListener { address, endpoint, listener, handover_socket });
     }
     Ok(listeners)
 }
@@ -112,9 +114,9 @@ impl IdentityListener {
                 return Ok(listener);
             }
             tokio::time::sleep(LISTEN_AGAIN).await;
-            match PodListener::find_for_pod_identity(self.address, self.handover_socket.as_deref()).await {
+            match PodListener::find_for_pod_identity(self.address, self.endpoint.flag(), self.handover_socket.as_deref()).await {
                 Ok(listener) => {
-                    report(&listener)?;
+                    report(&listener, self.endpoint)?;
                     self.listener = Some(listener);
                 }
                 Err(error) if listener::is_in_use(&error) => {}
@@ -124,8 +126,16 @@ impl IdentityListener {
     }
 }
 
-fn report(listener: &PodListener) -> anyhow::Result<()> {
-    info!(event = "pod-identity-listening", address = %listener.address()?, "serving credentials for service account tokens at this address");
+fn report(listener: &PodListener, endpoint: IdentityEndpoint) -> anyhow::Result<()> {
+    let (address, flag) = (listener.address()?, endpoint.flag());
+    match endpoint {
+        IdentityEndpoint::Pods | IdentityEndpoint::HostNetwork => {
+            info!(event = "pod-identity-listening", %address, flag, "serving credentials for service account tokens at this address");
+        }
+        IdentityEndpoint::RelativeUri => {
+            info!(event = "pod-identity-listening", %address, flag, "serving credentials without a token at this address");
+        }
+    }
     Ok(())
 }
 

@@ -21,7 +21,6 @@ use crate::explain::By;
 use crate::explain::explainer::{ExplainRate, Explainer, OfDaemon, PacedManifests};
 use crate::explain::modes::RequestModes;
 use crate::metrics::Metrics;
-use crate::pod_identity::verifier::Verifier;
 use crate::pods::{PodManifests, Pods};
 use crate::policy::Discovered;
 use crate::policy::node::NodeIdentity;
@@ -67,8 +66,8 @@ pub(super) struct RequestSources {
     pub(super) pods: Pods,
     /// Receives what pods' owners should know.
     pub(super) events: Reporter,
-    /// Verifies service account tokens, where they are served.
-    pub(super) verifier: Option<Verifier>,
+    /// What requests with service account tokens are answered with, where they are served.
+    pub(super) pod_identity: Option<PodIdentity>,
     /// Records what requests show the migration report.
     pub(super) recorder: Recorder,
     /// Where the manifests of pods are read, for `rolegate explain`.
@@ -84,7 +83,7 @@ pub(super) async fn prepare(
     drain: &Drain,
     shared: SharedWithAdmin,
 ) -> anyhow::Result<Prepared> {
-    let RequestSources { pods, events, verifier, recorder, manifests } = sources;
+    let RequestSources { pods, events, pod_identity, recorder, manifests } = sources;
     let (clock, SharedWithAdmin { explainer, reporter, record }) = (Clock::system(), shared);
     let aws = load_aws(config).await?;
     let node = NodeIdentity::default();
@@ -140,7 +139,6 @@ pub(super) async fn prepare(
              tokens"
         );
     }
-    let pod_identity = verifier.map(|verifier| PodIdentity { verifier, node: config.pods.node.clone() });
     let proxy = Proxy::new(settings, pods, sessions, tokens.clone(), clock, metrics.clone(), events).with_pod_identity(pod_identity);
     let proxy = proxy.with_recorder(recorder.clone());
     // It is given once: this runs once.

@@ -27,10 +27,12 @@ use crate::links::view::NodeView;
 use crate::metrics::Metrics;
 use crate::pod_identity::addresses;
 use crate::pod_identity::keys::{ApiKeySource, issuer_keys};
+use crate::pod_identity::review::{ApiTokenReviewer, TokenReviews};
 use crate::pod_identity::verifier::Verifier;
 use crate::pods::watch::{PodWatch, second_witness};
 use crate::pods::{self, HostNetworkRules, Needs, NodeAddresses, Pods, PodsWriter};
 use crate::policy::node::NodeIdentity;
+use crate::proxy::pod_identity::settings::PodIdentity;
 use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
 use crate::redirect::bpf::ExitGuardCheck;
 use crate::redirect::interface_addresses;
@@ -104,6 +106,7 @@ impl Start<'_> {
             writer,
             pods: pods.clone(),
             needs,
+            token_audience: config.pod_identity.as_ref().map(|config| config.audience.clone()),
             metrics: metrics.clone(),
         };
         tasks.spawn("pod watch", watch.run(readiness.step(PODS_KNOWN)));
@@ -141,12 +144,18 @@ impl Start<'_> {
         (Redirected::new(sockets, cgroups), exempted)
     }
 
-    /// Starts the tasks that fetch the issuer's keys and keep the addresses of Pod Identity. Returns the verifier that uses the keys.
-    pub(super) fn follow_issuer(&mut self, config: &PodIdentityConfig, kube: &Client) -> Verifier {
-        let (keys, refresher) = issuer_keys(Arc::new(ApiKeySource::new(kube.clone())), config.issuers.clone());
+    /// Starts the tasks that fetch the issuer's keys and keep the addresses of Pod Identity. Returns what requests with
+    /// tokens are answered with.
+    pub(super) fn follow_issuer(&mut self, config: &PodIdentityConfig, kube: &Client) -> PodIdentity {
+        let (keys, refresher) = issuer_keys(Arc::new(ApiKeySource::new(kube.clone())), config.issuers.clone(), self.metrics.clone());
         self.tasks.spawn("keys of the service account issuer", refresher.run());
         self.tasks.spawn("addresses of Pod Identity", addresses::keep(config.assigned()));
-        Verifier::new(keys, &config.audience, Clock::system())
+        let reviewer = || Arc::new(ApiTokenReviewer::new(kube.clone()));
+        PodIdentity {
+            verifier: Verifier::new(keys, &config.audience, Clock::system()),
+            node: self.config.pods.node.clone(),
+            reviews: config.token_review.then(|| TokenReviews::new(reviewer(), &config.audience, self.metrics.clone())),
+        }
     }
 
     /// Begins to look for the control groups of pods, for Pod Identity. Returns what distinguishes clients in the node's network by them.

@@ -38,6 +38,15 @@ pub(crate) fn needed(config: &Config) -> Vec<Permission> {
         let purpose = "the daemon reads the address for the packet rules with it, because --host-ip does not set one";
         all.push(Permission { verbs: &["get"], missing, ..core("nodes", purpose) });
     }
+    if config.pod_identity.as_ref().is_some_and(|config| config.token_review) {
+        all.push(Permission {
+            group: "authentication.k8s.io",
+            resource: "tokenreviews",
+            verbs: &["create"],
+            purpose: "--pod-identity-token-review refuses every service account token without it",
+            missing: CheckStatus::Failed,
+        });
+    }
     if config.pods.events {
         all.push(Permission {
             group: "events.k8s.io",
@@ -100,6 +109,8 @@ mod tests {
             (&[], &["events: create, patch"]),
             (&["--events=false", "--namespace-restrictions=audit"], &["namespaces: list, watch"]),
             (&["--events=false", "--service-account-roles"], &["serviceaccounts: list, watch"]),
+            (&["--events=false", "--pod-identity"], &[]),
+            (&["--events=false", "--pod-identity", "--pod-identity-token-review"], &["tokenreviews: create"]),
             (&["--events=false", "--iptables"], &["nodes: get"]),
             (&["--events=false", "--iptables", "--host-ip=10.0.0.1"], &[]),
             (&["--events=false", "--iptables", "--metadata-bind-address=10.0.0.1"], &[]),
@@ -112,10 +123,15 @@ mod tests {
 
     #[test]
     fn the_shipped_cluster_roles_grant_every_rule() {
-        let text = [include_str!("../../daemonset/rbac.yaml"), include_str!("../../daemonset/startup-taint/rbac.yaml")].concat();
+        let text = [
+            include_str!("../../daemonset/rbac.yaml"),
+            include_str!("../../daemonset/startup-taint/rbac.yaml"),
+            include_str!("../../daemonset/pod-identity-token-review/rbac.yaml"),
+        ]
+        .concat();
         let lines: Vec<_> = text.lines().map(|line| line.trim_start_matches(['#', ' ']).trim_start_matches("- ")).collect();
         let arguments = ["--node=a", "--namespace-restrictions", "--service-account-roles", "--iptables"];
-        for more in [&[][..], &["--startup-taint=example.com/a"]] {
+        for more in [&[][..], &["--startup-taint=example.com/a"], &["--pod-identity", "--pod-identity-token-review"]] {
             let config = Config::from_arguments(arguments.iter().chain(more).map(|word| (*word).to_owned()), &|_| None).unwrap();
             for need in needed(&config) {
                 let group = if need.group.is_empty() { "\"\"" } else { need.group };

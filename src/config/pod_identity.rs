@@ -8,6 +8,9 @@ use crate::metadata_service::{METADATA_IPV4, METADATA_IPV6};
 
 /// Default of `--pod-identity-host-port`.
 pub const DEFAULT_HOST_PORT: u16 = 8182;
+/// The address to which SDKs add `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` ("Container credential provider", AWS SDKs and Tools Reference
+/// Guide).
+pub const RELATIVE_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)), 80);
 /// The longest audience or issuer, in bytes.
 const MAX_TEXT: usize = 512;
 /// The most addresses.
@@ -24,6 +27,32 @@ pub struct PodIdentityConfig {
     pub audience: String,
     /// The accepted issuers of tokens. If the list is empty, the issuer that the Kubernetes API names is accepted.
     pub issuers: Vec<String>,
+    /// Whether the API must confirm each token.
+    pub token_review: bool,
+    /// Where pods connect whose SDKs know only the relative URI, without a token; `None` if nowhere. The daemon assigns this address, too.
+    pub relative_address: Option<SocketAddr>,
+}
+
+/// What an address of Pod Identity is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityEndpoint {
+    /// Requests with tokens, of pods with a network of their own.
+    Pods,
+    /// Requests with tokens, of pods in the node's network.
+    HostNetwork,
+    /// Requests without a token.
+    RelativeUri,
+}
+
+impl IdentityEndpoint {
+    /// Returns the flag that chooses the address.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Pods => "--pod-identity-addresses",
+            Self::HostNetwork => "--pod-identity-host-port",
+            Self::RelativeUri => "--pod-identity-relative-uri",
+        }
+    }
 }
 
 impl PodIdentityConfig {
@@ -56,17 +85,22 @@ impl PodIdentityConfig {
                 Err(expected) => source.mistake(format!("{place}={item:?}: {expected}")),
             }
         }
-        is_on.then_some(Self { addresses, host_address, audience, issuers })
+        let token_review = source.switch("pod-identity-token-review");
+        let relative_address = source.switch("pod-identity-relative-uri").then_some(RELATIVE_ADDRESS);
+        is_on.then_some(Self { addresses, host_address, audience, issuers, token_review, relative_address })
     }
 
-    /// Returns every address that the daemon listens on.
-    pub fn listen_addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.addresses.iter().copied().chain(self.host_address)
+    /// Returns every address that the daemon listens on, and what it is for.
+    pub fn listen_addresses(&self) -> impl Iterator<Item = (SocketAddr, IdentityEndpoint)> {
+        let of_pods = self.addresses.iter().map(|address| (*address, IdentityEndpoint::Pods));
+        let of_host = self.host_address.map(|address| (address, IdentityEndpoint::HostNetwork));
+        of_pods.chain(of_host).chain(self.relative_address.map(|address| (address, IdentityEndpoint::RelativeUri)))
     }
 
     /// Returns the addresses that the daemon assigns to the node.
     pub fn assigned(&self) -> Vec<IpAddr> {
-        let mut ips: Vec<_> = self.addresses.iter().map(SocketAddr::ip).filter(|ip| !ip.is_loopback()).collect();
+        let mut ips: Vec<_> =
+            self.addresses.iter().chain(&self.relative_address).map(SocketAddr::ip).filter(|ip| !ip.is_loopback()).collect();
         ips.sort_unstable();
         ips.dedup();
         ips

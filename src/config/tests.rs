@@ -73,8 +73,10 @@ fn addresses_of_pod_identity_are_checked() {
         assert!(mistake.contains(wrong), "{mistake}");
     }
     let config = config(&["--pod-identity", "--pod-identity-host-port=0"]);
-    let listens: Vec<_> = identity(&config).listen_addresses().map(|address| address.to_string()).collect();
+    let listens: Vec<_> = identity(&config).listen_addresses().map(|(address, _)| address.to_string()).collect();
     assert_eq!(listens, ["169.254.170.23:80", "[fd00:ec2::23]:80"]);
+    let config = self::config(&["--pod-identity", "--pod-identity-relative-uri"]);
+    assert_eq!(identity(&config).assigned(), ips(&["169.254.170.2", "169.254.170.23", "fd00:ec2::23"]));
     assert!(mistake(&["--pod-identity-issuer=https://a b"]).contains("visible"));
 }
 
@@ -178,6 +180,8 @@ const CASES: &[Case] = &[
     ("pod-identity-addresses", "10.9.8.7:80", &["--pod-identity"], |config| identity(config).assigned() == ips(&["10.9.8.7"])),
     ("pod-identity-host-port", "99", &["--pod-identity"], |config| identity(config).host_address.is_some_and(|host| host.port() == 99)),
     ("pod-identity-audience", "sts.amazonaws.com", &["--pod-identity"], |config| identity(config).audience == "sts.amazonaws.com"),
+    ("pod-identity-relative-uri", "true", &["--pod-identity"], |config| identity(config).relative_address.is_some()),
+    ("pod-identity-token-review", "true", &["--pod-identity"], |config| identity(config).token_review),
     ("pod-identity-issuer", "https://a,https://b", &["--pod-identity"], |config| identity(config).issuers == ["https://a", "https://b"]),
     ("self-test", "on", &[], |config| config.self_test.mode == SelfTestMode::On),
     ("self-test-interval", "5s", &[], |config| config.self_test.interval == Duration::from_secs(5)),

@@ -67,6 +67,12 @@ descriptions! {
         "Objects of the Kubernetes API that could not be parsed and were skipped.";
     WATCH_SIGN_OF_LIFE = "gauge" "rolegate_watch_last_sign_of_life_seconds" []
         "Seconds since the watch of this node's pods last heard from the Kubernetes API, at the time of the scrape.";
+    KEY_FETCHES = "counter" "rolegate_issuer_key_fetches_total" ["outcome"]
+        "Fetches of the keys of the service account issuer, by outcome; only with --pod-identity.";
+    KEYS_AGE = "gauge" "rolegate_issuer_keys_age_seconds" []
+        "Seconds since the keys of the service account issuer were last fetched, at the time of the scrape; absent before the first fetch.";
+    TOKEN_REVIEWS = "counter" "rolegate_token_reviews_total" ["outcome"]
+        "Reviews of service account tokens by the Kubernetes API, by outcome; only with --pod-identity-token-review.";
     AMBIGUOUS = "counter" "rolegate_ambiguous_addresses_total" ["outcome"]
         "Addresses that several running pods claimed, by the result of a check with the Kubernetes API.";
     SESSIONS = "counter" "rolegate_session_lookups_total" ["result"]

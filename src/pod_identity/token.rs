@@ -21,8 +21,9 @@ mod jws;
 mod key;
 mod payload;
 
+pub(crate) use bearer::TokenDigest;
 pub use bearer::{BearerToken, MAX_TOKEN};
-pub use claims::{Claims, NodeClaim};
+pub use claims::{Claims, NodeClaim, UnprovenClaims};
 pub use error::{TokenError, TokenErrorKind};
 pub(crate) use json::is_strict_object;
 pub use jws::{Expected, LEEWAY, UnverifiedToken};

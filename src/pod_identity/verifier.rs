@@ -8,20 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moka::future::Cache;
-use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 
-use super::keys::{IssuerKeys, TrustedIssuer};
-use super::token::{BearerToken, Claims, Expected, TokenError, UnverifiedToken};
+use super::keys::{IssuerKeys, KeyRequester, TrustedIssuer};
+use super::token::{BearerToken, Claims, Expected, TokenDigest, TokenError, UnprovenClaims, UnverifiedToken};
 use crate::clock::Clock;
 
-/// The audience of tokens for EKS Pod Identity.
-pub const AUDIENCE: &str = "pods.eks.amazonaws.com";
 /// The most tokens that are remembered. A node has fewer pods, and each pod has one token, or two while it is replaced.
 const MAX_REMEMBERED: u64 = 4096;
 /// How long an unused token is remembered. SDKs send a request at least once an hour.
 const MAX_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
-
-type TokenDigest = [u8; SHA256_OUTPUT_LEN];
 
 /// Verifies tokens; cheap to clone.
 #[derive(Clone, Debug)]
@@ -30,6 +25,24 @@ pub struct Verifier {
     audience: Arc<str>,
     clock: Clock,
     verified: Cache<TokenDigest, Arc<VerifiedToken>>,
+}
+
+/// A token, as far as the keys that are known can verify it.
+#[derive(Debug)]
+pub enum Examined<'a> {
+    /// The token is valid.
+    Valid(Arc<Claims>),
+    /// The token names a key that is not known.
+    UnknownKey(Box<TokenOfUnknownKey<'a>>),
+}
+
+/// A token that names a key that is not known. Issuer, audience and time are as expected.
+#[derive(Debug)]
+pub struct TokenOfUnknownKey<'a> {
+    verifier: &'a Verifier,
+    digest: TokenDigest,
+    token: UnverifiedToken<'a>,
+    claimed: UnprovenClaims,
 }
 
 #[derive(Debug)]
@@ -41,27 +54,38 @@ struct VerifiedToken {
 }
 
 impl Verifier {
-    /// Creates a verifier of tokens for this audience, which is usually [`AUDIENCE`].
+    /// Creates a verifier of tokens for this audience, such as the default of `--pod-identity-audience`.
     pub fn new(keys: IssuerKeys, audience: &str, clock: Clock) -> Self {
         let verified = Cache::builder().max_capacity(MAX_REMEMBERED).time_to_idle(MAX_IDLE).build();
         Self { keys, audience: audience.into(), clock, verified }
     }
 
-    /// Returns the claims of a valid token. Waits for at most [`super::keys::PATIENCE`], if no keys are known yet, or if the token names
-    /// an unknown one.
-    pub async fn verify(&self, token: &BearerToken) -> Result<Arc<Claims>, TokenError> {
-        let digest = digest_of(token);
+    /// Verifies a token with the keys that are known. Causes no fetch of keys. If no keys are known yet, waits for at most
+    /// [`super::keys::PATIENCE`].
+    pub async fn examine<'a>(&'a self, token: &'a BearerToken) -> Result<Examined<'a>, TokenError> {
+        let digest = token.digest();
         if let Some(claims) = self.remembered(&digest).await? {
-            return Ok(claims);
+            return Ok(Examined::Valid(claims));
         }
-        let unverified = UnverifiedToken::parse(token)?;
-        // Checked before an unknown key causes a fetch.
+        let token = UnverifiedToken::parse(token)?;
         let trusted = self.keys.any().await?;
-        unverified.check(self.expected(&trusted), self.clock.now())?;
-        let key_id = unverified.key_id().to_owned();
-        let trusted = self.keys.with_key(&key_id).await?;
+        token.check(self.expected(&trusted), self.clock.now())?;
+        if trusted.keys.get(token.key_id()).is_some() {
+            return self.finish(digest, token, trusted).await.map(Examined::Valid);
+        }
+        let claimed = token.unproven()?;
+        Ok(Examined::UnknownKey(Box::new(TokenOfUnknownKey { verifier: self, digest, token, claimed })))
+    }
+
+    async fn finish(
+        &self,
+        digest: TokenDigest,
+        token: UnverifiedToken<'_>,
+        trusted: Arc<TrustedIssuer>,
+    ) -> Result<Arc<Claims>, TokenError> {
+        let key_id = token.key_id().to_owned();
         let key = trusted.keys.get(&key_id).ok_or(TokenError::UnknownKey)?;
-        let claims = Arc::new(unverified.verify(key, self.expected(&trusted), self.clock.now())?);
+        let claims = Arc::new(token.verify(key, self.expected(&trusted), self.clock.now())?);
         let verified = Arc::new(VerifiedToken { claims: Arc::clone(&claims), key_id, trusted });
         self.verified.insert(digest, verified).await;
         Ok(claims)
@@ -91,6 +115,21 @@ impl Verifier {
     }
 }
 
+impl TokenOfUnknownKey<'_> {
+    /// Returns what the token says, which is not proven.
+    pub fn claimed(&self) -> &UnprovenClaims {
+        &self.claimed
+    }
+
+    /// Returns the claims of the token if it is valid with newer keys. The fetch counts for the requester: the pod that sent the token, and
+    /// that the token names. Waits for at most [`super::keys::PATIENCE`].
+    pub async fn verify(self, requester: &KeyRequester) -> Result<Arc<Claims>, TokenError> {
+        let Self { verifier, digest, token, .. } = self;
+        let trusted = verifier.keys.with_key(token.key_id(), requester).await?;
+        verifier.finish(digest, token, trusted).await
+    }
+}
+
 impl VerifiedToken {
     /// Returns whether the issuer and the key of the token are still those with which it was verified.
     fn is_trusted_by(&self, known: &Arc<TrustedIssuer>) -> bool {
@@ -100,12 +139,6 @@ impl VerifiedToken {
         };
         Arc::ptr_eq(&self.trusted, known) || self.trusted.issuers == known.issuers && is_same_key()
     }
-}
-
-fn digest_of(token: &BearerToken) -> TokenDigest {
-    let mut bytes = [0; SHA256_OUTPUT_LEN];
-    bytes.copy_from_slice(digest(&SHA256, token.text().as_bytes()).as_ref());
-    bytes
 }
 
 #[cfg(test)]

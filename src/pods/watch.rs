@@ -68,6 +68,8 @@ pub struct PodWatch {
     pub pods: Pods,
     /// Which objects besides pods are read.
     pub needs: Needs,
+    /// The audience of service account tokens with which pods can request credentials; `None` if none can.
+    pub token_audience: Option<String>,
     /// Metrics that count errors.
     pub metrics: Metrics,
 }
@@ -225,7 +227,9 @@ impl PodWatch {
 
     /// Converts a pod of this node for the index, with its version; `None` for other pods.
     fn pod(&self, object: PodObject) -> Option<(Pod, Option<u64>)> {
+        let has_token = self.token_audience.as_ref().is_some_and(|audience| object.token_audiences.contains(audience));
         let (mut pod, version) = pod_of(object, &self.node, &self.annotations)?;
+        pod.has_token_audience = has_token;
         if !self.needs.owners {
             pod.owner = None;
         }
@@ -244,7 +248,7 @@ fn pod_annotations(keys: &AnnotationKeys) -> Vec<Annotation> {
     ]
 }
 
-/// Converts a pod of `node` for the index, with its version; `None` for pods of other nodes.
+/// Converts a pod of `node` for the index, with its version; `None` for pods of other nodes. Whether it has a token is left open.
 fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option<(Pod, Option<u64>)> {
     let mut metadata = object.metadata;
     let (version, claims_until) = (metadata.version(), metadata.claims_until);
@@ -276,7 +280,7 @@ fn pod_of(object: PodObject, node: &str, annotations: &AnnotationKeys) -> Option
         host_network: object.host_network,
         sandbox: object.sandbox,
         may_have_net_raw: object.may_have_net_raw,
-        has_token_audience: object.has_token_audience,
+        has_token_audience: false,
         static_uid: static_uid.map(Into::into),
         owner: metadata.owner.take(),
     };

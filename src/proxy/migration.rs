@@ -120,6 +120,7 @@ impl Migration {
             // kube2iam and kiam serve no service account tokens, and the strict settings change nothing about STS.
             | Refusal::Session { .. }
             | Refusal::IdentityRejected(..)
+            | Refusal::NodeWithoutToken
             | Refusal::ServiceAccountToken(..)
             | Refusal::TokenOfOtherPod(..)
             | Refusal::TokenOfOtherNode(..) => {}

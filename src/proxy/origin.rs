@@ -18,8 +18,8 @@ pub struct Origin {
     /// The connection was accepted before its address belonged to a pod, on a node with bridges. There, the node's records know a
     /// pod before it can send anything, so the client may be another pod. Its requests are refused.
     pub late: bool,
-    /// The connection is from the node's own network, as those of pods with `hostNetwork: true` are. Set only for Pod Identity, where
-    /// the token says which pod it is.
+    /// The connection is from the node's own network, as those of pods with `hostNetwork: true` are. Set only at the addresses of Pod
+    /// Identity, where the token says which pod it is.
     pub is_of_node: bool,
     /// The process that connected, if the kernel recorded it.
     pub process: Option<ConnectedProcess>,

@@ -6,8 +6,12 @@
 //!
 //! A token is signed by the cluster and bound to a pod. In addition, the connection must come from the address of that pod or, for a pod in
 //! the node's network, from the node. A token that was stolen from one pod is therefore of no use at another address.
+//!
+//! At the address of the relative URI (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`), there is no token: the pod is identified by its address, as
+//! for metadata.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -18,10 +22,13 @@ use tracing::debug;
 
 use super::origin::Origin;
 use super::refusal::{Asked, Refusal};
-use super::{Proxy, documents, respond};
+use super::{DecisionBasis, Proxy, documents, respond};
 use crate::credentials::AssumeRole;
-use crate::pod_identity::token::{BearerToken, TokenError};
-use crate::pods::{Identifier, Lookup, Objection};
+use crate::metrics::RouteMeters;
+use crate::pod_identity::keys::KeyRequester;
+use crate::pod_identity::token::{BearerToken, TokenError, UnprovenClaims};
+use crate::pod_identity::verifier::Examined;
+use crate::pods::{Identifier, Lookup, Objection, Pod, PodContext};
 use crate::report::recorder::CredentialProtocol;
 
 mod errors;
@@ -29,6 +36,14 @@ mod route;
 pub(crate) mod settings;
 
 use settings::PodIdentity;
+
+/// When a request came.
+struct Since {
+    /// What was known before the pod was looked up.
+    seen: DecisionBasis,
+    /// The end of the wait for what the decision depends on.
+    until: tokio::time::Instant,
+}
 
 impl<A: AssumeRole> Proxy<A> {
     /// Also serves credentials for service account tokens, if `pod_identity` is given.
@@ -39,15 +54,30 @@ impl<A: AssumeRole> Proxy<A> {
 
     /// Answers one request on a connection to `local`, an address of Pod Identity.
     pub(crate) async fn handle_pod_identity(&self, origin: &Origin, local: SocketAddr, request: &Parts) -> Response<Full<Bytes>> {
+        self.answer_identity(origin, request, &self.meters.pod_identity, self.credentials_by_token(origin, local, request)).await
+    }
+
+    /// Answers one request on a connection to `local`, the address of the relative URI.
+    pub(crate) async fn handle_relative_uri(&self, origin: &Origin, local: SocketAddr, request: &Parts) -> Response<Full<Bytes>> {
+        self.answer_identity(origin, request, &self.meters.relative_uri, self.credentials_by_address(origin, local, request)).await
+    }
+
+    async fn answer_identity(
+        &self,
+        origin: &Origin,
+        request: &Parts,
+        meters: &RouteMeters,
+        credentials: impl Future<Output = Result<Bytes, Refusal>>,
+    ) -> Response<Full<Bytes>> {
         let (began, path) = (Instant::now(), request.uri.path());
-        let response = match self.credentials_by_token(origin, local, request).await {
+        let response = match credentials.await {
             Ok(document) => respond::identity_document(document),
             Err(refusal) => {
-                self.report(origin, &refusal, Asked::for_value(path));
-                respond::identity_error(&refusal.identity_error())
+                self.report(origin, &refusal, Asked::for_identity(path));
+                respond::identity_error(&refusal.identity_error(self.events.is_on()))
             }
         };
-        self.meters.pod_identity.answered(response.status().as_u16(), began.elapsed());
+        meters.answered(response.status().as_u16(), began.elapsed());
         debug!(
             event = "request-answered",
             source = %origin.ip, method = %request.method, path, status = response.status().as_u16(),
@@ -62,18 +92,23 @@ impl<A: AssumeRole> Proxy<A> {
         if let Err(rejection) = route::check(&request.method, &request.uri, &request.headers, Some(local)) {
             return Err(Refusal::IdentityRejected(sender(), rejection));
         }
-        let Some(PodIdentity { verifier, node }) = &self.pod_identity else {
+        let Some(PodIdentity { verifier, node, reviews }) = &self.pod_identity else {
             return Err(Refusal::ServiceAccountToken(sender(), TokenError::NoKeys));
         };
         let refused = |error| Refusal::ServiceAccountToken(sender(), error);
-        // A missing header counts as an empty token, which is refused.
-        let token = BearerToken::new(route::token(&request.headers).unwrap_or_default()).map_err(refused)?;
-        let claims = verifier.verify(&token).await.map_err(refused)?;
+        let token = route::token(&request.headers).and_then(BearerToken::new).map_err(refused)?;
+        // Taken before the first lookup, so that no later change is missed.
+        let seen = self.seen();
+        let claims = match verifier.examine(&token).await.map_err(refused)? {
+            Examined::Valid(claims) => claims,
+            Examined::UnknownKey(token) => {
+                let requester = self.key_requester(origin, token.claimed(), node).await?;
+                token.verify(&requester).await.map_err(refused)?
+            }
+        };
         if claims.node.as_ref().is_some_and(|of_token| of_token.name != *node) {
             return Err(Refusal::TokenOfOtherNode(sender(), claims));
         }
-        // Taken before the first lookup, so that no later change is missed.
-        let seen = self.seen();
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
         // Connections of pods in the node's network have the node's address. The token says which of these pods it is. Where the kernel
         // tells the pod of the client's socket, it must be the same.
@@ -99,11 +134,69 @@ impl<A: AssumeRole> Proxy<A> {
         if pod.host_network && self.pods.denies_in_host_network(&pod) {
             return Err(Refusal::HostNetwork(pod));
         }
-        let (pod, request) = self.decide(&identifier, pod, context, until).await?;
-        let credentials = self.session(&identifier, &pod, &request, seen).await?;
+        if let Some(reviews) = reviews {
+            reviews.confirm(&token, &claims).await.map_err(|error| Refusal::ServiceAccountToken(Some(pod.clone()), error))?;
+        }
+        self.container_credentials(&identifier, pod, context, Since { until, seen }).await
+    }
+
+    /// Returns the credentials of the pod at the source address of the connection. As for metadata, no header is read for the identity, and
+    /// that includes a token: SDKs also send one here if their environment has one.
+    async fn credentials_by_address(&self, origin: &Origin, local: SocketAddr, request: &Parts) -> Result<Bytes, Refusal> {
+        let checked = route::check(&request.method, &request.uri, &request.headers, Some(local));
+        if let Err(rejection) = checked.and_then(|()| route::check_not_of_browser(&request.headers)) {
+            let sender = if origin.is_of_node { None } else { self.sender(origin) };
+            return Err(Refusal::IdentityRejected(sender, rejection));
+        }
+        if origin.is_of_node {
+            return Err(Refusal::NodeWithoutToken);
+        }
+        let since = Since { seen: self.seen(), until: tokio::time::Instant::now() + self.settings.pod_wait };
+        let identifier = Identifier::Address(origin.ip);
+        let (pod, context) = self.identify(origin, &identifier).await?;
+        if origin.late || !origin.belongs_to(&pod.uid) {
+            return Err(Refusal::Changed(pod));
+        }
+        self.container_credentials(&identifier, pod, context, since).await
+    }
+
+    /// Returns the credentials of the role that the pod may have.
+    async fn container_credentials(
+        &self,
+        identifier: &Identifier,
+        pod: Arc<Pod>,
+        context: PodContext,
+        Since { until, seen }: Since,
+    ) -> Result<Bytes, Refusal> {
+        let (pod, request) = self.decide(identifier, pod, context, until).await?;
+        let credentials = self.session(identifier, &pod, &request, seen).await?;
         let document = credentials.container_document(|credentials| documents::container_credentials(credentials, request.role()));
         let document = document.map_err(|_| Refusal::Unavailable(pod.clone()))?;
         self.recorder.answered(&pod, CredentialProtocol::PodIdentity);
         Ok(document)
+    }
+
+    /// Returns for whom a fetch of keys counts that a token with an unknown key causes. Refuses the token if it does not even claim to be
+    /// of the pod that sent it.
+    async fn key_requester(&self, origin: &Origin, claimed: &UnprovenClaims, node: &str) -> Result<KeyRequester, Refusal> {
+        let refused = |pod, error| Err(Refusal::ServiceAccountToken(pod, error));
+        let is_of_other_node = claimed.node.as_ref().is_some_and(|of_token| of_token != node);
+        if origin.is_of_node {
+            // Does not wait for the pod, because the client could name any.
+            return match self.pods.by_uid(&claimed.pod_uid.0) {
+                _ if is_of_other_node => refused(None, TokenError::UnknownKey),
+                Lookup::Found(pod, _) if !self.pods.denies_in_host_network(&pod) => Ok(KeyRequester::HostNetwork),
+                Lookup::Unknown => refused(None, TokenError::KeysOutdated),
+                _ => refused(None, TokenError::UnknownKey),
+            };
+        }
+        let (pod, _) = self.found(self.look_up(&Identifier::Address(origin.ip)).await)?;
+        if origin.late || !origin.belongs_to(&pod.uid) {
+            return Err(Refusal::Changed(pod));
+        }
+        if is_of_other_node || pod.uid != claimed.pod_uid {
+            return refused(Some(pod), TokenError::UnknownKey);
+        }
+        Ok(KeyRequester::Pod { namespace: pod.namespace.clone(), uid: pod.uid.clone() })
     }
 }

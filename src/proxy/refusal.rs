@@ -67,6 +67,8 @@ pub(super) enum Refusal {
     ServiceAccountToken(Option<Arc<Pod>>, TokenError),
     /// The service account token is that of another pod. The pod is the one that sent it; `None` if the address has none.
     TokenOfOtherPod(Option<Arc<Pod>>, Arc<Claims>),
+    /// A process in the node's network requested credentials without a token, so that nothing says which pod it belongs to.
+    NodeWithoutToken,
     /// The service account token is that of a pod on another node. The pod is the one that sent it; `None` if the address has none.
     TokenOfOtherNode(Option<Arc<Pod>>, Arc<Claims>),
 }
@@ -76,8 +78,10 @@ pub(super) enum Refusal {
 pub(super) enum RequestKind {
     /// A session token.
     Token,
-    /// Everything else.
+    /// Everything else of the metadata service.
     Value,
+    /// Credentials from an address of Pod Identity.
+    PodIdentity,
 }
 
 /// A request, as far as its refusal depends on it.
@@ -96,6 +100,10 @@ impl<'a> Asked<'a> {
 
     pub(super) fn for_value(path: &'a str) -> Self {
         Self { kind: RequestKind::Value, path }
+    }
+
+    pub(super) fn for_identity(path: &'a str) -> Self {
+        Self { kind: RequestKind::PodIdentity, path }
     }
 }
 
@@ -120,6 +128,7 @@ impl Refusal {
             Self::Rejected(_, rejection) | Self::IdentityRejected(_, rejection) => rejection.name(),
             Self::Session { error, .. } => error.name(),
             Self::ServiceAccountToken(_, error) => error.name(),
+            Self::NodeWithoutToken => "node-without-token",
             Self::TokenOfOtherPod(..) => "token-other-pod",
             Self::TokenOfOtherNode(..) => "token-other-node",
         }
@@ -136,7 +145,7 @@ impl Refusal {
     /// Returns the pod whose request is refused, if it is known.
     pub(super) fn pod(&self) -> Option<&Arc<Pod>> {
         match self {
-            Self::UnknownPod | Self::UnknownCgroup | Self::PodsNotListed | Self::AmbiguousAddress(_) => None,
+            Self::UnknownPod | Self::UnknownCgroup | Self::PodsNotListed | Self::AmbiguousAddress(_) | Self::NodeWithoutToken => None,
             Self::Rejected(pod, _)
             | Self::IdentityRejected(pod, _)
             | Self::ServiceAccountToken(pod, _)
@@ -182,6 +191,7 @@ impl Refusal {
             Self::ServiceAccountToken(Some(_), error) => Some(EventCause::ServiceAccountToken(*error)),
             // Nobody to tell, or nothing that the owner could change. Each claimant of an address is told for itself.
             Self::UnknownPod
+            | Self::NodeWithoutToken
             | Self::UnknownCgroup
             | Self::HostNetworkExempt(_)
             | Self::PodsNotListed
@@ -221,7 +231,9 @@ impl Refusal {
             Self::Token { .. } => Outcome::Unauthorized,
             Self::Rejected(_, rejection) | Self::IdentityRejected(_, rejection) => Outcome::Rejected(*rejection),
             // Never reached: requests for metadata have no such token.
-            Self::ServiceAccountToken(..) | Self::TokenOfOtherPod(..) | Self::TokenOfOtherNode(..) => Outcome::Unauthorized,
+            Self::ServiceAccountToken(..) | Self::TokenOfOtherPod(..) | Self::TokenOfOtherNode(..) | Self::NodeWithoutToken => {
+                Outcome::Unauthorized
+            }
             Self::UnknownPod
             | Self::AmbiguousAddress(_)
             | Self::UnreadablePod(_)

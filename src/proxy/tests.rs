@@ -24,6 +24,7 @@ use crate::role::CallerIdentity;
 mod events;
 mod host_network;
 mod identity;
+mod pod_identity;
 mod waiting;
 
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";

@@ -38,7 +38,7 @@ impl<A: AssumeRole> Server<A> {
             // A connection whose client holds back a body counts as idle: another one may need its place.
             let body = match admission {
                 Admission::Pod(_) => read_body(&request, incoming, progress).await,
-                Admission::PodIdentity(..) | Admission::Probe | Admission::Refused => Body::Unread,
+                Admission::PodIdentity(..) | Admission::RelativeUri(..) | Admission::Probe | Admission::Refused => Body::Unread,
             };
             permit.request_begins();
             self.settle(admission, permit);
@@ -46,6 +46,7 @@ impl<A: AssumeRole> Server<A> {
             let mut response = match admission {
                 Admission::Pod(origin) => self.proxy.handle(origin, &request, body).await,
                 Admission::PodIdentity(origin, local) => self.proxy.handle_pod_identity(origin, *local, &request).await,
+                Admission::RelativeUri(origin, local) => self.proxy.handle_relative_uri(origin, *local, &request).await,
                 Admission::Probe | Admission::Refused => probe(&request, &self.starting()),
             };
             self.settle(admission, permit);
@@ -89,7 +90,7 @@ impl<A: AssumeRole> Server<A> {
             let reason = ended_by(&error);
             self.metrics.connection_ended(reason);
             let source = admission.origin().map(|origin| tracing::field::display(origin.ip));
-            debug!(source, %error, reason, "a connection to the app port ended early");
+            debug!(source, %error, reason, "a connection of a pod ended early");
         }
     }
 

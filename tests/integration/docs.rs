@@ -194,6 +194,7 @@ fn every_value_of_a_label_is_documented() {
         .flat_map(|pair| literals_after(pair, ", "))
         .collect();
 
+    let review = read("src/pod_identity/review.rs");
     let limits = literals_after(between(&read("src/connections/record.rs"), "pub(crate) fn name(self)", "\n    }\n"), "=> ");
     // A displaced connection had been open, so it counts among those that ended.
     let limits: BTreeSet<String> = limits.into_iter().filter(|limit| limit != "displaced").collect();
@@ -238,6 +239,15 @@ fn every_value_of_a_label_is_documented() {
         (
             "rolegate_host_network_exemption_updates_total{outcome}",
             literals_in(between(&read("src/metrics/host_network.rs"), "fn exemptions_updated", "\n    }\n")),
+        ),
+        (
+            "rolegate_issuer_key_fetches_total{outcome}",
+            literals_in(between(&read("src/metrics/pod_identity.rs"), "fn keys_fetched", "\n    }\n")),
+        ),
+        (
+            "rolegate_token_reviews_total{outcome}",
+            [literals_after(&review, "token_reviewed("), literals_in(between(&review, "token_reviewed(if is_confirmed", ");"))]
+                .concat_sets(),
         ),
         ("rolegate_startup_taint_looks_total{outcome}", looks),
         ("rolegate_migration_findings{finding}", literals_in(between(&read("src/report.rs"), "pub(crate) const ALL", "];"))),
@@ -431,7 +441,7 @@ fn the_daemon_starts_with_the_arguments_of_the_manifests() {
         "the default without a manifest is unchanged"
     );
     let mut all = base;
-    for component in ["surge", "startup-taint", "self-test", "pod-identity"] {
+    for component in ["surge", "startup-taint", "self-test", "pod-identity", "pod-identity-token-review"] {
         all.extend(arguments_of(&read(&format!("daemonset/{component}/daemonset.yaml"))));
         configured(&all);
     }
@@ -571,6 +581,21 @@ fn the_rule_of_the_start_up_taint_ships_with_its_flag() {
     let key = between(&component, "--startup-taint=", "\n");
     assert!(read("docs/install.md").contains(&format!("`{key}:NoSchedule`")), "{key}");
     assert!(key.len() <= 63, "the key is longer than EKS accepts in node groups");
+}
+
+#[test]
+fn the_rule_of_token_reviews_ships_with_its_flag() {
+    let (component, rule) =
+        (read("daemonset/pod-identity-token-review/daemonset.yaml"), read("daemonset/pod-identity-token-review/rbac.yaml"));
+    for line in ["apiGroups: [authentication.k8s.io]", "resources: [tokenreviews]", "verbs: [create]"] {
+        assert!(rule.lines().any(|of_file| of_file.trim().trim_start_matches("- ") == line), "{line}");
+    }
+    assert_eq!((rule.matches("apiGroups: ").count(), rule.matches("verbs: ").count()), (1, 1));
+    assert_eq!(arguments_of(&component), ["--pod-identity-token-review"]);
+    assert!(!read("daemonset/rbac.yaml").contains("tokenreviews"));
+    for file in ["daemonset/daemonset.yaml", "daemonset/pod-identity/daemonset.yaml"] {
+        assert!(!read(file).contains("token-review"), "it is off by default");
+    }
 }
 
 #[test]

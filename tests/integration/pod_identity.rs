@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use jiff::{SignedDuration, Timestamp};
 use rolegate::clock::Clock;
-use rolegate_lab::kube::{Attack, PodToken, Resource, SigningKey};
+use rolegate_lab::kube::{Attack, PodBuilder, PodToken, Resource, SigningKey, Verb, service_account};
 use rolegate_lab::player::{self, Response};
 use rolegate_lab::sts::Role;
 use serde_json::{Value, json};
@@ -72,6 +72,17 @@ impl Identity {
         self.request(from, &[("Authorization", token)])
     }
 
+    /// Returns how often the daemon has fetched the keys of the issuer.
+    fn key_fetches(&self) -> usize {
+        self.world.fakes.api.requests().iter().filter(|request| request.path == "/openid/v1/jwks").count()
+    }
+
+    /// Returns a token that names a key which no issuer has.
+    fn of_unknown_key(&self, token: &PodToken) -> String {
+        let key = SigningKey::es256();
+        key.sign(&key.header(), &token.claims(&self.world.fakes.api.token_issuer().url()))
+    }
+
     /// Returns the document for this token.
     fn document(&self, from: IpAddr, token: &str) -> Value {
         let response = self.send(from, token);
@@ -102,6 +113,7 @@ impl Identity {
 }
 
 const DENIED: (u16, &str) = (403, "AccessDeniedException");
+const UNAVAILABLE: (u16, &str) = (503, "ServiceUnavailableException");
 
 #[test]
 fn each_pod_gets_its_own_role_and_one_session_for_both_protocols() {
@@ -242,6 +254,11 @@ fn requests_that_no_sdk_sends_are_refused() {
         (response.status, error["Code"].as_str().unwrap().to_owned())
     };
     assert_eq!(status(&[]), (400, "InvalidTokenException".to_owned()));
+    assert_eq!(identity.world.metric(r#"rolegate_denials_total{reason="token-missing"}"#), 1.0);
+    assert_eq!(identity.world.metric(r#"rolegate_denials_total{reason="token-not-compact"}"#), 0.0);
+    // An SDK whose token file is empty.
+    assert_eq!(status(&[("Authorization", "")]), (400, "InvalidTokenException".to_owned()));
+    assert_eq!(identity.world.metric(r#"rolegate_denials_total{reason="token-not-compact"}"#), 1.0);
     assert_eq!(status(&[("Authorization", "Bearer"), ("Authorization", &token)]), (400, "InvalidTokenException".to_owned()));
     assert_eq!(status(&[("Authorization", &format!("Bearer {token}"))]), (400, "InvalidTokenException".to_owned()));
     assert_eq!(status(&[("Authorization", &"a".repeat(9000))]), (400, "InvalidTokenException".to_owned()));
@@ -280,6 +297,106 @@ fn keys_are_rotated_without_a_failed_request() {
     identity.document(ip(2), &identity.token(2, "web"));
     identity.document(ip(2), &first);
     assert_ne!(old.id(), issuer.signing_key().id());
+}
+
+#[test]
+fn tokens_of_unknown_keys_cause_few_fetches() {
+    let identity = Identity::start(&["--namespace-restrictions=false"]);
+    let web = || PodToken::new("shop", "web", &uid(2));
+    let began = identity.key_fetches();
+    // None of these is even claimed to be the sender's.
+    let of_other_node = identity.of_unknown_key(&web().node("node-b", None));
+    identity.assert_refused(ip(2), &of_other_node, DENIED, "token-unknown-key");
+    identity.assert_refused(ip(3), &identity.of_unknown_key(&web()), DENIED, "token-unknown-key");
+    identity.assert_refused(ip(77), &identity.of_unknown_key(&web()), DENIED, "unknown-pod");
+    identity.assert_refused(NODE_IP, &identity.of_unknown_key(&web()), DENIED, "token-unknown-key");
+    let unknown = PodToken::new("shop", "nobody", &uid(99));
+    identity.assert_refused(NODE_IP, &identity.of_unknown_key(&unknown), UNAVAILABLE, "token-keys-outdated");
+    assert_eq!(identity.key_fetches(), began);
+    identity.assert_refused(ip(2), &identity.of_unknown_key(&web()), DENIED, "token-unknown-key");
+    assert_eq!(identity.key_fetches(), began + 1);
+    for _ in 0..3 {
+        identity.assert_refused(ip(2), &identity.of_unknown_key(&web()), UNAVAILABLE, "token-fetches-limited");
+    }
+    assert_eq!(identity.key_fetches(), began + 1);
+    // A pod of another namespace gets a token of a key that the cluster begins to use.
+    identity.world.fakes.sts.add_role(Role::new(arn("vault-role")));
+    let vault = PodBuilder::new("bank", "vault").node(NODE).ip(&ip(6).to_string()).uid(&uid(6));
+    identity.world.fakes.api.apply(Resource::Pods, vault.annotation("iam.amazonaws.com/role", "vault-role").build());
+    let issuer = identity.world.fakes.api.token_issuer();
+    issuer.rotate(SigningKey::es256());
+    let token = issuer.issue(&PodToken::new("bank", "vault", &uid(6)));
+    identity.world.eventually(|_| identity.send(ip(6), &token).status, |status| *status == 200);
+    identity.document(ip(2), &identity.token(2, "web"));
+    assert_eq!(identity.key_fetches(), began + 2);
+}
+
+const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
+
+#[test]
+fn with_reviews_the_api_must_confirm_each_token() {
+    let identity = Identity::start(&["--pod-identity-token-review"]);
+    let issuer = identity.world.fakes.api.token_issuer();
+    let reviews = || identity.world.fakes.api.requests().into_iter().filter(|request| request.path == REVIEWS).collect::<Vec<_>>();
+    // Tokens of one second differ in their lifetime.
+    let web = |seconds| issuer.issue(&PodToken::new("shop", "web", &uid(2)).valid_for(SignedDuration::from_secs(seconds)));
+    let first = web(3600);
+    for _ in 0..3 {
+        identity.document(ip(2), &first);
+    }
+    let asked = reviews();
+    assert_eq!(asked.len(), 1, "what the API said is remembered");
+    assert_eq!(asked[0].body["spec"], json!({ "token": first, "audiences": ["pods.eks.amazonaws.com"] }));
+    // Tokens that cannot be right are not reviewed.
+    identity.assert_refused(ip(3), &first, DENIED, "token-other-pod");
+    identity.assert_refused(
+        ip(2),
+        &issuer.forge(Attack::NoSignature, &PodToken::new("shop", "web", &uid(2))),
+        (400, "InvalidTokenException"),
+        "token-unsupported-algorithm",
+    );
+    assert_eq!(reviews().len(), 1);
+    let revoked = web(3000);
+    issuer.revoke(&revoked);
+    for _ in 0..2 {
+        identity.assert_refused(ip(2), &revoked, DENIED, "token-review-refused");
+    }
+    assert_eq!(reviews().len(), 2);
+    // The service account was replaced, which the token does not show.
+    identity.world.fakes.api.apply(Resource::ServiceAccounts, service_account("shop", "default", &[]));
+    identity.assert_refused(ip(2), &web(2000), DENIED, "token-review-refused");
+    assert_eq!(identity.world.metric(r#"rolegate_token_reviews_total{outcome="refused"}"#), 2.0);
+    assert!(!identity.world.daemon.log().contains(&revoked));
+}
+
+#[test]
+fn without_reviews_only_tokens_that_were_confirmed_before_work() {
+    let identity = Identity::start(&["--pod-identity-token-review"]);
+    let known = identity.token(2, "web");
+    identity.document(ip(2), &known);
+    identity.world.fakes.api.deny(Verb::Create, "tokenreviews");
+    identity.assert_refused(ip(3), &identity.token(3, "db"), UNAVAILABLE, "token-review-unavailable");
+    identity.document(ip(2), &known);
+    let line = identity.world.daemon.wait_for_event("token-reviews-failed").unwrap();
+    assert!(line["advice"].as_str().unwrap().contains("pod-identity-token-review"), "{line}");
+    identity.world.fakes.api.allow(Verb::Create, "tokenreviews");
+    identity.world.eventually(|_| identity.send(ip(3), &identity.token(3, "db")).status, |status| *status == 200);
+    identity.world.daemon.wait_for_event("token-reviews-work-again").unwrap();
+}
+
+#[test]
+fn tokens_are_verified_while_the_api_is_gone() {
+    let identity = Identity::start(&[]);
+    let known = identity.token(2, "web");
+    identity.document(ip(2), &known);
+    identity.world.fakes.api.refuse_connections(true);
+    identity.world.fakes.api.cut_connections();
+    identity.world.eventually(|world| world.metric(r#"rolegate_watch_errors_total{resource="pods"}"#), |errors| *errors > 0.0);
+    identity.document(ip(2), &known);
+    // The daemon has not seen this token before, and no request of this pod.
+    let document = identity.document(ip(3), &identity.token(3, "db"));
+    assert_eq!(identity.role_of(&document), arn("db-role"));
+    identity.assert_refused(ip(3), &known, DENIED, "token-other-pod");
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! The issuer of service account tokens: what kube-apiserver does with its `--service-account-signing-key-file`.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 pub use self::attack::Attack;
@@ -27,6 +31,8 @@ struct Issuing {
     signing: SigningKey,
     /// Keys that verify tokens; usually that which signs is one of them.
     published: Vec<SigningKey>,
+    /// Tokens that are no longer valid.
+    revoked: HashSet<String>,
 }
 
 impl TokenIssuer {
@@ -34,7 +40,7 @@ impl TokenIssuer {
     #[must_use]
     pub fn new(url: &str, signing: SigningKey) -> TokenIssuer {
         let published = vec![signing.clone()];
-        TokenIssuer(Arc::new(Mutex::new(Issuing { url: url.to_owned(), signing, published })))
+        TokenIssuer(Arc::new(Mutex::new(Issuing { url: url.to_owned(), signing, published, revoked: HashSet::new() })))
     }
 
     /// The name of the issuer.
@@ -71,6 +77,32 @@ impl TokenIssuer {
     pub fn issue(&self, token: &PodToken) -> String {
         let issuing = self.issuing();
         issuing.signing.sign(&issuing.signing.header(), &token.claims(&issuing.url))
+    }
+
+    /// Withdraws a token: TokenReviews do not confirm it any more. The API server does this when the pod, the service account or the
+    /// Secret of a token is deleted.
+    pub fn revoke(&self, token: &str) {
+        self.issuing().revoked.insert(token.to_owned());
+    }
+
+    /// Returns the claims of a token that a published key has signed, that is valid now and was not revoked.
+    pub(super) fn verify(&self, token: &str) -> Result<Value, &'static str> {
+        let issuing = self.issuing();
+        let (signed, signature) = token.rsplit_once('.').ok_or("not a token")?;
+        let (header, payload) = signed.split_once('.').ok_or("not a token")?;
+        let decoded = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| "not base64url");
+        let json = |part: &str| serde_json::from_slice::<Value>(&decoded(part)?).map_err(|_| "not JSON");
+        let (header, claims) = (json(header)?, json(payload)?);
+        let key =
+            issuing.published.iter().find(|key| header["kid"] == key.id() && header["alg"] == key.algorithm()).ok_or("unknown key")?;
+        if !key.has_signed(signed, &decoded(signature)?) {
+            return Err("wrong signature");
+        }
+        let now = Timestamp::now().as_second();
+        if claims["iss"] != issuing.url.as_str() || claims["exp"].as_i64().is_none_or(|end| end <= now) {
+            return Err("wrong issuer, or expired");
+        }
+        if issuing.revoked.contains(token) { Err("revoked") } else { Ok(claims) }
     }
 
     /// Makes a token that must be refused.

@@ -64,6 +64,7 @@ pub(super) enum Route {
         name: Option<String>,
     },
     AccessReview,
+    TokenReview,
     /// The key set of the token issuer.
     TokenKeys,
     /// The configuration of the token issuer.
@@ -93,6 +94,7 @@ impl Route {
             ["api", "v1", rest @ ..] => Route::core(rest),
             ["apis", NEW_GROUP, "v1", "namespaces", namespace, "events", name @ ..] => Route::events(NEW_GROUP, namespace, name),
             ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] => Route::AccessReview,
+            ["apis", "authentication.k8s.io", "v1", "tokenreviews"] => Route::TokenReview,
             _ => Route::Unknown,
         }
     }
@@ -168,7 +170,7 @@ impl Call {
     fn find_verb(&self) -> Option<Verb> {
         let named = match &self.route {
             Route::Objects { name, .. } | Route::Events { name, .. } => name.is_some(),
-            Route::AccessReview => false,
+            Route::AccessReview | Route::TokenReview => false,
             // What a WebSocket is authorized as since Kubernetes 1.35, whatever its method.
             Route::PortForward { .. } => return Some(Verb::Create),
             Route::TokenKeys | Route::TokenConfiguration => return (self.method == Method::GET).then_some(Verb::Get),
@@ -214,6 +216,10 @@ impl Call {
             Route::AccessReview => {
                 let group = "authorization.k8s.io";
                 let plural = "selfsubjectaccessreviews";
+                Some((ResourceInfo { group, plural }, None, None))
+            }
+            Route::TokenReview => {
+                let (group, plural) = ("authentication.k8s.io", "tokenreviews");
                 Some((ResourceInfo { group, plural }, None, None))
             }
             _ => None,

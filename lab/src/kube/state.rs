@@ -25,6 +25,7 @@ use super::request::{Call, RecordedRequest, Route};
 use super::stall::unstalled;
 use super::status::{ApiError, json_response};
 use super::store::Store;
+use super::token_review;
 use crate::serve::{Body, Handler, Peer, full};
 
 /// The media type of the key set.
@@ -140,13 +141,23 @@ impl State {
                 document_of_issuer(call, "application/json", &self.token_issuer.configuration())
             }
             (Route::AccessReview, Some(Verb::Create)) => self.review(call.json()?),
+            (Route::TokenReview, Some(Verb::Create)) => {
+                let review = token_review::answer(&self.token_issuer, &self.store(), call.json()?);
+                Ok(json_response(StatusCode::CREATED, &review))
+            }
             (Route::Objects { resource, namespace, name }, Some(verb)) => {
                 self.objects(call, verb, *resource, namespace.as_deref(), name.as_deref())
             }
             (Route::Events { group, namespace, name }, Some(verb)) => self.event(call, verb, group, namespace, name.as_deref()),
-            (Route::AccessReview | Route::Objects { .. } | Route::Events { .. } | Route::TokenKeys | Route::TokenConfiguration, _) => {
-                Err(ApiError::method_not_allowed())
-            }
+            (
+                Route::AccessReview
+                | Route::TokenReview
+                | Route::Objects { .. }
+                | Route::Events { .. }
+                | Route::TokenKeys
+                | Route::TokenConfiguration,
+                _,
+            ) => Err(ApiError::method_not_allowed()),
         }
     }
 

@@ -339,6 +339,15 @@ const POD_IDENTITY: &[Flag] = &[
         "",
         "Accepted issuers of the service account tokens: a list; default: the issuer that the Kubernetes API names",
     ),
+    switch(
+        "pod-identity-relative-uri",
+        "Also serve credentials without a token at 169.254.170.2:80, to pods with a network of their own, for SDKs that know only \
+         AWS_CONTAINER_CREDENTIALS_RELATIVE_URI; any program of the pod that can be made to send a GET gets them, as with IMDSv1",
+    ),
+    switch(
+        "pod-identity-token-review",
+        "Let the API server confirm each service account token (TokenReview), every five minutes; withdrawn tokens are then refused",
+    ),
 ];
 
 pub(super) const REDIRECT: &[Flag] = &[

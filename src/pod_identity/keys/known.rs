@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::demands::{Demands, FetchOutcome, KeyRequester};
 use super::set::KeySet;
 use crate::pod_identity::token::TokenError;
 
@@ -34,8 +36,15 @@ struct Fetches {
     ended: u64,
     /// Whether the last fetch that ended failed.
     has_failed: bool,
-    /// Whether a token waits for a fetch that has not begun.
-    is_wanted: bool,
+    demands: Demands,
+}
+
+/// The fetch that a token waits for.
+#[derive(Clone, Copy, Debug)]
+struct AwaitedFetch {
+    number: u64,
+    /// Whether it begins after the token came, and so cannot miss a new key.
+    is_conclusive: bool,
 }
 
 impl Fetches {
@@ -54,38 +63,33 @@ impl IssuerKeys {
         self.0.borrow().trusted.clone()
     }
 
-    /// Returns the issuer as currently known, or waits for the first fetch.
+    /// Returns the issuer as currently known, or waits for the first fetch. Causes no fetch.
     pub(crate) async fn any(&self) -> Result<Arc<TrustedIssuer>, TokenError> {
-        match self.known() {
-            Some(trusted) => Ok(trusted),
-            None => self.newer(|_| true).await.map_err(|_| TokenError::NoKeys),
-        }
+        let mut fetches = self.0.subscribe();
+        let known = async { fetches.wait_for(|fetches| fetches.trusted.is_some()).await.ok()?.trusted.clone() };
+        tokio::time::timeout(PATIENCE, known).await.ok().flatten().ok_or(TokenError::NoKeys)
     }
 
-    /// Returns the issuer with the key of this ID. If the key is not known, waits for one fetch that began after this call.
-    pub(crate) async fn with_key(&self, id: &str) -> Result<Arc<TrustedIssuer>, TokenError> {
+    /// Returns the issuer with the key of this ID. If the key is not known, waits for one fetch that began after this call, if the requester
+    /// may cause one. Returns `UnknownKey` if that fetch did not bring the key, `KeysOutdated` if no such fetch succeeds in time, and
+    /// `FetchesLimited` if the requester may not cause one yet.
+    pub(crate) async fn with_key(&self, id: &str, requester: &KeyRequester) -> Result<Arc<TrustedIssuer>, TokenError> {
         let has_key = |trusted: &TrustedIssuer| trusted.keys.get(id).is_some();
-        match self.known() {
-            Some(trusted) if has_key(&trusted) => Ok(trusted),
-            _ => self.newer(has_key).await,
+        if let Some(trusted) = self.known().filter(|trusted| has_key(trusted)) {
+            return Ok(trusted);
         }
-    }
-
-    /// Waits until the known issuer meets the condition. Returns `UnknownKey` if it does not after a fetch that began after this call, and
-    /// `KeysOutdated` if no such fetch succeeds in time.
-    async fn newer(&self, is_as_wanted: impl Fn(&TrustedIssuer) -> bool) -> Result<Arc<TrustedIssuer>, TokenError> {
         let mut fetches = self.0.subscribe();
         let wait = async {
             loop {
-                let (last, is_conclusive) = self.want();
-                let found = |fetches: &Fetches| fetches.trusted.as_deref().is_some_and(&is_as_wanted);
-                let fetches = fetches.wait_for(|fetches| found(fetches) || fetches.ended >= last).await;
+                let awaited = self.want(requester).ok_or(TokenError::FetchesLimited)?;
+                let found = |fetches: &Fetches| fetches.trusted.as_deref().is_some_and(has_key);
+                let fetches = fetches.wait_for(|fetches| found(fetches) || fetches.ended >= awaited.number).await;
                 // `self` holds the sender, so the channel is open.
                 let fetches = fetches.map_err(|_| TokenError::KeysOutdated)?;
                 match &fetches.trusted {
-                    Some(trusted) if is_as_wanted(trusted) => return Ok(Arc::clone(trusted)),
+                    Some(trusted) if has_key(trusted) => return Ok(Arc::clone(trusted)),
                     _ if fetches.has_failed => return Err(TokenError::KeysOutdated),
-                    _ if is_conclusive => return Err(TokenError::UnknownKey),
+                    _ if awaited.is_conclusive => return Err(TokenError::UnknownKey),
                     // That fetch began before this call, so it may have missed a new key.
                     _ => {}
                 }
@@ -94,13 +98,19 @@ impl IssuerKeys {
         tokio::time::timeout(PATIENCE, wait).await.unwrap_or(Err(TokenError::KeysOutdated))
     }
 
-    /// Requests a fetch. Returns the number of the fetch to wait for, and whether that fetch begins after this call. If a fetch is under
-    /// way, it is returned first.
-    fn want(&self) -> (u64, bool) {
-        let mut awaited = (0, false);
+    /// Returns the fetch to wait for: the one that is under way, else the next one. `None` if none is wanted, and the requester may not
+    /// cause one.
+    fn want(&self, requester: &KeyRequester) -> Option<AwaitedFetch> {
+        let mut awaited = None;
         self.0.send_if_modified(|fetches| {
-            awaited = if fetches.is_under_way() { (fetches.begun, false) } else { (fetches.begun + 1, true) };
-            awaited.1 && !std::mem::replace(&mut fetches.is_wanted, true)
+            if fetches.is_under_way() {
+                awaited = Some(AwaitedFetch { number: fetches.begun, is_conclusive: false });
+                return false;
+            }
+            let was_wanted = fetches.demands.is_wanted();
+            let is_wanted = fetches.demands.request(requester, Instant::now()) || was_wanted;
+            awaited = is_wanted.then_some(AwaitedFetch { number: fetches.begun + 1, is_conclusive: true });
+            is_wanted && !was_wanted
         });
         awaited
     }
@@ -108,14 +118,14 @@ impl IssuerKeys {
     /// Waits until a token needs newer keys.
     pub(super) async fn wanted(&self) {
         // `self` holds the sender, so the channel is open.
-        let _ = self.0.subscribe().wait_for(|fetches| fetches.is_wanted).await;
+        let _ = self.0.subscribe().wait_for(|fetches| fetches.demands.is_wanted()).await;
     }
 
     /// Records that a fetch begins.
     pub(super) fn begin(&self) {
         self.0.send_modify(|fetches| {
             fetches.begun += 1;
-            fetches.is_wanted = false;
+            fetches.demands.begin();
         });
     }
 
@@ -125,12 +135,16 @@ impl IssuerKeys {
         self.0.send_modify(|fetches| {
             fetches.ended = fetches.begun;
             fetches.has_failed = trusted.is_none();
-            if let Some(trusted) = trusted
-                && fetches.trusted.as_deref() != Some(&trusted)
-            {
-                fetches.trusted = Some(Arc::new(trusted));
-                has_changed = true;
-            }
+            let outcome = match trusted {
+                None => FetchOutcome::Failed,
+                Some(trusted) if fetches.trusted.as_deref() == Some(&trusted) => FetchOutcome::Unchanged,
+                Some(trusted) => {
+                    fetches.trusted = Some(Arc::new(trusted));
+                    FetchOutcome::Changed
+                }
+            };
+            has_changed = outcome == FetchOutcome::Changed;
+            fetches.demands.end(outcome, Instant::now());
         });
         has_changed
     }

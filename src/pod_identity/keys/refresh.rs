@@ -7,21 +7,21 @@ use futures_util::future::try_join;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
+use super::demands::LEAST_BETWEEN;
 use super::known::{IssuerKeys, TrustedIssuer};
 use super::set::{KeySet, issuer_of};
 use super::source::{KeySource, KeySourceError};
 use crate::advice::{Advise as _, chain};
 use crate::backoff::{Backoff, spread};
 use crate::log_once::Condition;
+use crate::metrics::Metrics;
 
 /// How often the keys are fetched, minus a jitter of up to a quarter. A key that the cluster withdraws continues to work for this time.
 pub const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
-/// The shortest time between two fetches that tokens with unknown keys cause.
-pub const LEAST_BETWEEN: Duration = Duration::from_secs(5);
 /// The timeout of a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pauses after failures.
-const AFTER_FAILURES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+/// Pauses after failures. Tokens do not shorten them.
+const AFTER_FAILURES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// The task that fetches the keys.
 pub struct KeyRefresher {
@@ -29,14 +29,15 @@ pub struct KeyRefresher {
     source: Arc<dyn KeySource>,
     issuers: Vec<String>,
     failing: Condition,
+    metrics: Metrics,
 }
 
 /// Creates the read side and the task. If `issuers` is empty, the accepted issuer is the one that the configuration document of the source
 /// names. During a change of the issuer, give the old one and the new one, because pods keep tokens of the old one until the kubelet
-/// replaces them.
-pub fn issuer_keys(source: Arc<dyn KeySource>, issuers: Vec<String>) -> (IssuerKeys, KeyRefresher) {
+/// replaces them. The metrics count the fetches.
+pub fn issuer_keys(source: Arc<dyn KeySource>, issuers: Vec<String>, metrics: Metrics) -> (IssuerKeys, KeyRefresher) {
     let keys = IssuerKeys::new();
-    (keys.clone(), KeyRefresher { keys, source, issuers, failing: Condition::default() })
+    (keys.clone(), KeyRefresher { keys, source, issuers, failing: Condition::default(), metrics })
 }
 
 impl KeyRefresher {
@@ -45,7 +46,9 @@ impl KeyRefresher {
         let (mut failures, mut demanded) = (0, None::<Instant>);
         loop {
             self.keys.begin();
-            let pause = match self.fetch().await {
+            let fetched = self.fetch().await;
+            self.metrics.issuer_keys_fetched(fetched.is_ok());
+            let pause = match fetched {
                 Ok(trusted) => {
                     failures = 0;
                     self.accept(trusted);
@@ -61,6 +64,9 @@ impl KeyRefresher {
             };
             // The first token with an unknown key causes a fetch at once, even if the last regular fetch has just ended.
             let wanted = async {
+                if failures > 0 {
+                    return std::future::pending().await;
+                }
                 self.keys.wanted().await;
                 if let Some(demanded) = demanded {
                     sleep_until(demanded + LEAST_BETWEEN).await;

@@ -11,13 +11,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::*;
+use crate::metrics::Metrics;
 use crate::pod_identity::token::{MAX_KEY_ID, TokenError, UnusableKey};
+use crate::pods::PodUid;
 
 const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// Serves the documents of an issuer, and counts the fetches of keys.
-pub(in crate::pod_identity) struct FakeSource {
-    pub(in crate::pod_identity) issuer: TokenIssuer,
+pub(crate) struct FakeSource {
+    pub(crate) issuer: TokenIssuer,
     /// When fetches of keys began.
     fetches: Mutex<Vec<Instant>>,
     is_down: watch::Sender<bool>,
@@ -25,21 +27,21 @@ pub(in crate::pod_identity) struct FakeSource {
 }
 
 impl FakeSource {
-    pub(in crate::pod_identity) fn new(key: SigningKey) -> Arc<Self> {
+    pub(crate) fn new(key: SigningKey) -> Arc<Self> {
         let issuer = TokenIssuer::new(ISSUER, key);
         Arc::new(Self { issuer, fetches: Mutex::default(), is_down: watch::Sender::new(false), is_held: watch::Sender::new(false) })
     }
 
-    pub(in crate::pod_identity) fn set_down(&self, is_down: bool) {
+    pub(crate) fn set_down(&self, is_down: bool) {
         self.is_down.send_replace(is_down);
     }
 
     /// While on, fetches read the document and do not return.
-    pub(in crate::pod_identity) fn hold(&self, is_held: bool) {
+    pub(crate) fn hold(&self, is_held: bool) {
         self.is_held.send_replace(is_held);
     }
 
-    pub(in crate::pod_identity) fn fetches(&self) -> Vec<Instant> {
+    pub(crate) fn fetches(&self) -> Vec<Instant> {
         self.fetches.lock().unwrap().clone()
     }
 
@@ -61,11 +63,20 @@ impl KeySource for FakeSource {
 }
 
 /// Starts the refresher, and waits for the first fetch.
-pub(in crate::pod_identity) async fn start(source: &Arc<FakeSource>) -> IssuerKeys {
-    let (keys, refresher) = issuer_keys(Arc::clone(source) as Arc<dyn KeySource>, Vec::new());
+pub(crate) async fn start(source: &Arc<FakeSource>) -> IssuerKeys {
+    let (keys, refresher) = issuer_keys(Arc::clone(source) as Arc<dyn KeySource>, Vec::new(), Metrics::new());
     tokio::spawn(refresher.run());
     keys.any().await.unwrap();
     keys
+}
+
+/// A sender of tokens.
+pub(crate) fn web() -> KeyRequester {
+    requester("shop")
+}
+
+fn requester(namespace: &str) -> KeyRequester {
+    KeyRequester::Pod { namespace: namespace.to_owned(), uid: PodUid(format!("{namespace}-1").into()) }
 }
 
 fn set(keys: &[Value]) -> KeySet {
@@ -161,7 +172,7 @@ async fn keys_are_fetched_again_every_few_minutes() {
     tokio::time::sleep(REFRESH_EVERY + Duration::from_millis(1)).await;
     let known = keys.known().unwrap();
     assert!(known.keys.get(old.id()).is_none() && known.keys.get(new.id()).is_some(), "{known:?}");
-    assert_eq!(keys.with_key(old.id()).await, Err(TokenError::UnknownKey));
+    assert_eq!(keys.with_key(old.id(), &web()).await, Err(TokenError::UnknownKey));
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,7 +180,7 @@ async fn a_new_issuer_replaces_the_old_one_unless_issuers_are_given() {
     let source = FakeSource::new(SigningKey::es256());
     let discovered = start(&source).await;
     let given = ["https://old", "https://new"].map(str::to_owned).to_vec();
-    let (fixed, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, given.clone());
+    let (fixed, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, given.clone(), Metrics::new());
     tokio::spawn(refresher.run());
     assert_eq!(fixed.any().await.unwrap().issuers, given);
     assert_eq!(discovered.known().unwrap().issuers, [ISSUER]);
@@ -186,7 +197,8 @@ async fn many_tokens_with_a_new_key_share_one_fetch() {
     tokio::time::sleep(LEAST_BETWEEN).await;
     let new = SigningKey::es256();
     source.issuer.rotate(new.clone());
-    let waiting: Vec<_> = (0..200).map(|_| keys.with_key(new.id())).collect();
+    let web = web();
+    let waiting: Vec<_> = (0..200).map(|_| keys.with_key(new.id(), &web)).collect();
     let found = futures_util::future::join_all(waiting).await;
     assert!(found.iter().all(Result::is_ok), "{found:?}");
     assert_eq!(source.fetches().len(), 2, "the first one, and one for all");
@@ -202,7 +214,7 @@ async fn a_fetch_that_began_before_the_token_came_does_not_refuse_it() {
     source.hold(true);
     let early = tokio::spawn({
         let keys = keys.clone();
-        async move { keys.with_key("unknown").await }
+        async move { keys.with_key("unknown", &web()).await }
     });
     while source.fetches().len() < 2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -212,7 +224,7 @@ async fn a_fetch_that_began_before_the_token_came_does_not_refuse_it() {
     source.issuer.rotate(new.clone());
     let late = tokio::spawn({
         let (keys, id) = (keys.clone(), new.id().to_owned());
-        async move { keys.with_key(&id).await }
+        async move { keys.with_key(&id, &requester("bank")).await }
     });
     tokio::time::sleep(Duration::from_millis(1)).await;
     source.hold(false);
@@ -220,40 +232,83 @@ async fn a_fetch_that_began_before_the_token_came_does_not_refuse_it() {
     // The next fetch is not due before the patience ends, so the client must retry, and is not refused for good.
     assert_eq!(late.await.unwrap(), Err(TokenError::KeysOutdated));
     tokio::time::sleep(LEAST_BETWEEN).await;
-    assert!(keys.with_key(new.id()).await.is_ok());
+    assert!(keys.with_key(new.id(), &web()).await.is_ok());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_flood_of_unknown_keys_causes_few_fetches_and_short_waits() {
-    let source = FakeSource::new(SigningKey::es256());
-    let keys = start(&source).await;
-    let (began, minute) = (Instant::now(), Duration::from_secs(60));
-    let (mut longest, mut waits) = (Duration::ZERO, tokio::task::JoinSet::new());
-    while began.elapsed() < minute {
+/// Sends 20 tokens with unknown keys every tenth of a second, for this time, and returns the longest wait of one of them.
+async fn flood(keys: &IssuerKeys, requester: &KeyRequester, time: Duration) -> Duration {
+    let (began, mut waits) = (Instant::now(), tokio::task::JoinSet::new());
+    while began.elapsed() < time {
         for number in 0..20 {
-            let (keys, id) = (keys.clone(), format!("{number}-{:?}", Instant::now()));
+            let (keys, requester, id) = (keys.clone(), requester.clone(), format!("{number}-{:?}", Instant::now()));
             waits.spawn(async move {
                 let began = Instant::now();
-                let result = keys.with_key(&id).await;
-                assert!(matches!(result, Err(TokenError::UnknownKey | TokenError::KeysOutdated)), "{result:?}");
+                let result = keys.with_key(&id, &requester).await;
+                let refused = [TokenError::UnknownKey, TokenError::KeysOutdated, TokenError::FetchesLimited].map(Err);
+                assert!(refused.contains(&result), "{result:?}");
                 began.elapsed()
             });
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    while let Some(waited) = waits.join_next().await {
-        longest = longest.max(waited.unwrap());
-    }
+    waits.join_all().await.into_iter().max().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_unknown_keys_causes_ever_fewer_fetches_and_short_waits() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    let began = Instant::now();
+    let longest = flood(&keys, &web(), Duration::from_secs(600)).await;
     assert!(longest <= PATIENCE + Duration::from_millis(1), "{longest:?}");
+    // Besides that at the start, two regular ones.
     let fetches = source.fetches();
-    assert!((2..=14).contains(&fetches.len()), "{} fetches", fetches.len());
-    // The first one is the regular one at the start.
-    assert!(fetches[1..].windows(2).all(|pair| pair[1] - pair[0] >= LEAST_BETWEEN), "{fetches:?}");
-    // Even now, a key that the cluster begins to use works without a wait for the next refresh.
+    let of_flood: Vec<_> = fetches.iter().map(|fetch| *fetch - began).collect();
+    assert!((4..=13).contains(&fetches.len()), "{of_flood:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_delays_no_other_namespace_that_gets_a_new_key() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    flood(&keys, &web(), Duration::from_secs(60)).await;
+    while keys.with_key("unknown", &web()).await != Err(TokenError::FetchesLimited) {}
+    tokio::time::sleep(LEAST_BETWEEN).await;
     let new = SigningKey::es256();
     source.issuer.rotate(new.clone());
+    assert_eq!(keys.with_key(new.id(), &web()).await, Err(TokenError::FetchesLimited), "the pod itself must retry");
+    assert!(keys.with_key(new.id(), &requester("bank")).await.is_ok());
+    assert!(keys.with_key(new.id(), &web()).await.is_ok());
+    // The keys have changed, so this pod may cause a fetch again.
     tokio::time::sleep(LEAST_BETWEEN).await;
-    assert!(keys.with_key(new.id()).await.is_ok());
+    assert_eq!(keys.with_key("unknown", &web()).await, Err(TokenError::UnknownKey));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_waits_for_a_fetch_that_another_one_caused() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    assert_eq!(keys.with_key("unknown", &web()).await, Err(TokenError::UnknownKey));
+    let new = SigningKey::es256();
+    source.issuer.rotate(new.clone());
+    tokio::time::sleep(LEAST_BETWEEN - PATIENCE / 2).await;
+    let (bank, web) = (requester("bank"), web());
+    let (first, second) = tokio::join!(keys.with_key(new.id(), &bank), keys.with_key(new.id(), &web));
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    let fetches = source.fetches();
+    assert!(fetches.len() == 3 && fetches[2] - fetches[1] >= LEAST_BETWEEN, "{fetches:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_cause_no_fetches_while_the_api_fails() {
+    let source = FakeSource::new(SigningKey::es256());
+    let keys = start(&source).await;
+    source.set_down(true);
+    assert_eq!(keys.with_key("unknown", &web()).await, Err(TokenError::KeysOutdated));
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let before = source.fetches().len();
+    flood(&keys, &web(), Duration::from_secs(120)).await;
+    assert!(source.fetches().len() - before <= 6, "{:?}", source.fetches());
 }
 
 #[tokio::test(start_paused = true)]
@@ -266,21 +321,21 @@ async fn known_keys_work_for_as_long_as_the_api_is_down() {
     source.issuer.rotate(new.clone());
     for _ in 0..60 {
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert!(keys.with_key(known.id()).await.is_ok());
+        assert!(keys.with_key(known.id(), &web()).await.is_ok());
     }
-    assert_eq!(keys.with_key(new.id()).await, Err(TokenError::KeysOutdated), "a client must retry");
+    assert_eq!(keys.with_key(new.id(), &web()).await, Err(TokenError::KeysOutdated), "a client must retry");
     let during = source.fetches().len();
-    assert!((30..150).contains(&during), "{during} fetches in an hour");
+    assert!((60..200).contains(&during), "{during} fetches in an hour");
     source.set_down(false);
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(keys.with_key(new.id()).await.is_ok());
+    assert!(keys.with_key(new.id(), &web()).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_any_keys_tokens_wait_for_a_moment() {
     let source = FakeSource::new(SigningKey::es256());
     source.hold(true);
-    let (keys, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, Vec::new());
+    let (keys, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, Vec::new(), Metrics::new());
     tokio::spawn(refresher.run());
     let began = Instant::now();
     assert_eq!(keys.any().await, Err(TokenError::NoKeys));
@@ -293,7 +348,7 @@ async fn without_any_keys_tokens_wait_for_a_moment() {
 async fn a_source_that_never_answers_is_asked_again() {
     let source = FakeSource::new(SigningKey::es256());
     source.hold(true);
-    let (keys, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, Vec::new());
+    let (keys, refresher) = issuer_keys(Arc::clone(&source) as Arc<dyn KeySource>, Vec::new(), Metrics::new());
     tokio::spawn(refresher.run());
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(source.fetches().len() > 2, "{:?}", source.fetches());

@@ -2,12 +2,16 @@
 
 use std::fmt;
 
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::error::TokenError;
 
 /// The longest token, in bytes. A real one has about 1,200. An RSA signature has 342, and names have at most 253 each.
 pub const MAX_TOKEN: usize = 8 << 10;
+
+/// The SHA-256 digest of a token.
+pub(crate) type TokenDigest = [u8; SHA256_OUTPUT_LEN];
 
 /// A token that has not been verified. Its `Debug` output is redacted, and its memory is wiped when it is dropped.
 #[derive(Clone)]
@@ -24,6 +28,13 @@ impl BearerToken {
             Ok(text) if !text.is_empty() && value.iter().all(allowed) => Ok(Self(text.into())),
             _ => Err(TokenError::NotCompact),
         }
+    }
+
+    /// Returns the SHA-256 digest of the token, by which caches know it.
+    pub(crate) fn digest(&self) -> TokenDigest {
+        let mut bytes = [0; SHA256_OUTPUT_LEN];
+        bytes.copy_from_slice(digest(&SHA256, self.text().as_bytes()).as_ref());
+        bytes
     }
 
     /// Returns the text of the token.

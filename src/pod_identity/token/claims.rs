@@ -39,3 +39,18 @@ pub struct NodeClaim {
     /// The UID of the node object. A token has no UID if the node object did not exist.
     pub uid: Option<String>,
 }
+
+/// What a token says whose signature has not been verified: anybody could have written it. It can only refuse a token.
+#[derive(Debug)]
+pub struct UnprovenClaims {
+    /// The UID of the pod that the token names.
+    pub pod_uid: PodUid,
+    /// The node that the token names, if any.
+    pub node: Option<String>,
+}
+
+impl UnprovenClaims {
+    pub(super) fn new(claims: Claims) -> Self {
+        Self { pod_uid: claims.pod_uid, node: claims.node.map(|node| node.name) }
+    }
+}

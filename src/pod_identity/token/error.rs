@@ -7,6 +7,9 @@ use crate::advice::Advise;
 /// The reason why a token is refused. No text of the token is part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// The request has no header for it.
+    #[error("the request has no header Authorization, in which the service account token is sent")]
+    Missing,
     /// The token or one of its parts is longer than the limit.
     #[error("the service account token is too large")]
     TooLarge,
@@ -46,7 +49,7 @@ pub enum TokenError {
     /// It is not bound to a pod.
     #[error("the service account token is not bound to a pod")]
     NotOfPod,
-    /// The issuer has no key of this ID.
+    /// The issuer has no key of this ID. If the token does not name the pod that sent it, only the keys that are known were searched.
     #[error("the service account token names a key that the issuer does not have")]
     UnknownKey,
     /// The algorithm in its header is not that of the key which it names.
@@ -61,11 +64,25 @@ pub enum TokenError {
     /// It names a key that is not known, and the current keys could not be fetched in time.
     #[error("the service account token names a key that is not known yet, and the issuer's keys could not be fetched in time")]
     KeysOutdated,
+    /// It names a key that is not known, and earlier tokens of the pod or its namespace caused fetches of the keys that changed nothing.
+    #[error(
+        "the service account token names a key that is not known; earlier tokens of this pod or its namespace did, too, and the issuer's \
+         keys had not changed, so they are not fetched again yet"
+    )]
+    FetchesLimited,
+    /// The API server does not confirm it (`--pod-identity-token-review`).
+    #[error("the Kubernetes API does not confirm the service account token, or says that it is of another pod or service account")]
+    ReviewRefused,
+    /// The API server could not be asked, and has not confirmed it before.
+    #[error("the Kubernetes API could not be asked whether the service account token is still valid")]
+    ReviewUnavailable,
 }
 
 /// What a refusal means to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenErrorKind {
+    /// There is no token: status 400. The client does not know the protocol well enough.
+    Missing,
     /// The token cannot be read: status 400.
     Malformed,
     /// The token has expired or is not valid yet: status 400. The client reads its file again.
@@ -73,23 +90,24 @@ pub enum TokenErrorKind {
     /// The token is not from this cluster, or not for this purpose: status 403.
     Foreign,
     /// The token cannot be verified at the moment: status 503. The client retries.
-    KeysUnavailable,
+    Unavailable,
 }
 
 impl TokenErrorKind {
     /// Returns the HTTP status.
     pub fn status(self) -> http::StatusCode {
         match self {
-            Self::Malformed | Self::Expired => http::StatusCode::BAD_REQUEST,
+            Self::Missing | Self::Malformed | Self::Expired => http::StatusCode::BAD_REQUEST,
             Self::Foreign => http::StatusCode::FORBIDDEN,
-            Self::KeysUnavailable => http::StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable => http::StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
 
 impl TokenError {
     /// All reasons, for documentation and metrics. The claim of [`TokenError::BadClaim`] is not part of the name.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
+        Self::Missing,
         Self::TooLarge,
         Self::NotCompact,
         Self::BadHeader,
@@ -108,11 +126,15 @@ impl TokenError {
         Self::BadSignature,
         Self::NoKeys,
         Self::KeysOutdated,
+        Self::FetchesLimited,
+        Self::ReviewRefused,
+        Self::ReviewUnavailable,
     ];
 
     /// Returns the stable name of the reason, used as a metric label.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Missing => "token-missing",
             Self::TooLarge => "token-too-large",
             Self::NotCompact => "token-not-compact",
             Self::BadHeader => "token-bad-header",
@@ -131,12 +153,16 @@ impl TokenError {
             Self::BadSignature => "token-bad-signature",
             Self::NoKeys => "token-no-keys",
             Self::KeysOutdated => "token-keys-outdated",
+            Self::FetchesLimited => "token-fetches-limited",
+            Self::ReviewRefused => "token-review-refused",
+            Self::ReviewUnavailable => "token-review-unavailable",
         }
     }
 
     /// Returns what the refusal means to the client.
     pub fn kind(self) -> TokenErrorKind {
         match self {
+            Self::Missing => TokenErrorKind::Missing,
             Self::TooLarge
             | Self::NotCompact
             | Self::BadHeader
@@ -146,10 +172,14 @@ impl TokenError {
             | Self::BadPayload
             | Self::BadClaim(_) => TokenErrorKind::Malformed,
             Self::Expired | Self::NotYetValid => TokenErrorKind::Expired,
-            Self::WrongIssuer | Self::WrongAudience | Self::NotOfPod | Self::UnknownKey | Self::WrongAlgorithm | Self::BadSignature => {
-                TokenErrorKind::Foreign
-            }
-            Self::NoKeys | Self::KeysOutdated => TokenErrorKind::KeysUnavailable,
+            Self::WrongIssuer
+            | Self::WrongAudience
+            | Self::NotOfPod
+            | Self::UnknownKey
+            | Self::WrongAlgorithm
+            | Self::BadSignature
+            | Self::ReviewRefused => TokenErrorKind::Foreign,
+            Self::NoKeys | Self::KeysOutdated | Self::FetchesLimited | Self::ReviewUnavailable => TokenErrorKind::Unavailable,
         }
     }
 }
@@ -157,6 +187,11 @@ impl TokenError {
 impl Advise for TokenError {
     fn advice(&self) -> Option<Cow<'static, str>> {
         let advice = match self {
+            Self::Missing => {
+                "update the AWS SDK in the container to a version that knows AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE, and set this variable; \
+                 if it cannot be updated, remove AWS_CONTAINER_CREDENTIALS_FULL_URI from the container, which then uses the metadata \
+                 service"
+            }
             Self::TooLarge
             | Self::NotCompact
             | Self::BadHeader
@@ -173,8 +208,15 @@ impl Advise for TokenError {
             Self::WrongIssuer => "use a token of this cluster, and compare its claim iss with the issuer that rolegate expects",
             Self::WrongAudience => "set the audience of the pod's projected token to the one that rolegate expects",
             Self::NotOfPod => "use a projected service account token of the pod itself, not one of a Secret or of kubectl create token",
-            Self::UnknownKey | Self::BadSignature => {
+            Self::UnknownKey | Self::BadSignature | Self::FetchesLimited => {
                 "use a token of this cluster; if it is one, check that all API servers have the same --service-account-key-file"
+            }
+            Self::ReviewRefused => {
+                "recreate the pod, if its service account was deleted or replaced; otherwise find out who withdrew the token"
+            }
+            Self::ReviewUnavailable => {
+                "check the connection to the API server, and that rolegate may create tokenreviews (component \
+                 daemonset/pod-identity-token-review)"
             }
             Self::NoKeys | Self::KeysOutdated => {
                 "check the connection to the API server, and that rolegate may read /openid/v1/jwks and \

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::bearer::BearerToken;
-use super::claims::Claims;
+use super::claims::{Claims, UnprovenClaims};
 use super::error::TokenError;
 use super::json::is_strict_object;
 use super::key::{Algorithm, MAX_KEY_ID, PublicKey};
@@ -37,7 +37,7 @@ pub struct Expected<'a> {
     pub audience: &'a str,
 }
 
-/// A token whose format is valid, but whose signature has not been verified. It gives no access to its claims.
+/// A token whose format is valid, but whose signature has not been verified. Of its claims, it shows only [`UnprovenClaims`].
 pub struct UnverifiedToken<'a> {
     /// Header and payload as they were signed.
     signed: &'a [u8],
@@ -86,6 +86,11 @@ impl<'a> UnverifiedToken<'a> {
     /// Returns the ID of the key that the token names. It is not trusted: it is only compared with those of the issuer.
     pub fn key_id(&self) -> &str {
         &self.key_id
+    }
+
+    /// Returns what the token says of its pod. The signature is not verified, so this can only refuse a token.
+    pub fn unproven(&self) -> Result<UnprovenClaims, TokenError> {
+        self.payload.claims().map(UnprovenClaims::new)
     }
 
     /// Checks issuer, audience and time. The signature is not verified, so the result can only refuse a token.

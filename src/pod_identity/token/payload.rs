@@ -36,7 +36,7 @@ pub(super) enum Audiences {
     Several(Vec<String>),
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct KubernetesClaims {
     namespace: Option<String>,
     serviceaccount: Option<Reference>,
@@ -44,7 +44,7 @@ struct KubernetesClaims {
     node: Option<Reference>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Reference {
     name: Option<String>,
     uid: Option<String>,
@@ -74,9 +74,9 @@ impl Payload {
     }
 
     /// Returns the claims, if all required ones are present and valid.
-    pub(super) fn claims(self) -> Result<Claims, TokenError> {
+    pub(super) fn claims(&self) -> Result<Claims, TokenError> {
         let Period { issued, expires, .. } = self.period()?;
-        let KubernetesClaims { namespace, serviceaccount, pod, node } = self.kubernetes.ok_or(TokenError::NotOfPod)?;
+        let KubernetesClaims { namespace, serviceaccount, pod, node } = self.kubernetes.clone().ok_or(TokenError::NotOfPod)?;
         let (Some(namespace), Some(account), Some(pod)) = (namespace, serviceaccount, pod) else { return Err(TokenError::NotOfPod) };
         let is_label = is_object_name(&namespace) && namespace.len() <= MAX_NAMESPACE && !namespace.contains('.');
         let namespace = checked(namespace, |_| is_label, "kubernetes.io/namespace")?;
@@ -88,7 +88,7 @@ impl Payload {
             return Err(TokenError::BadClaim("sub"));
         }
         let is_id = |id: &str| (1..=MAX_TOKEN_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-        let token_id = self.jti.map(|id| checked(id, is_id, "jti")).transpose()?;
+        let token_id = self.jti.clone().map(|id| checked(id, is_id, "jti")).transpose()?;
         let node = node.map(Reference::node).transpose()?;
         let pod_uid = PodUid(pod_uid.into());
         Ok(Claims { namespace, pod: name, pod_uid, service_account, service_account_uid, node, token_id, issued, expires })

@@ -394,6 +394,10 @@ fn every_reason_has_a_name_a_status_and_advice() {
         (TokenError::UnknownKey, 403),
         (TokenError::NoKeys, 503),
         (TokenError::KeysOutdated, 503),
+        (TokenError::FetchesLimited, 503),
+        (TokenError::Missing, 400),
+        (TokenError::ReviewRefused, 403),
+        (TokenError::ReviewUnavailable, 503),
     ] {
         assert_eq!(status(error), expected, "{error}");
     }

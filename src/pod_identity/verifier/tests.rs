@@ -6,7 +6,8 @@ use rolegate_lab::kube::{Attack, PodToken, SigningKey};
 use tokio::time::Instant;
 
 use super::*;
-use crate::pod_identity::keys::tests::{FakeSource, start};
+use crate::config::flags::DEFAULT_POD_IDENTITY_AUDIENCE as AUDIENCE;
+use crate::pod_identity::keys::tests::{FakeSource, start, web};
 use crate::pod_identity::keys::{LEAST_BETWEEN, PATIENCE, REFRESH_EVERY};
 
 const UID: &str = "0d1c3e5a-7b64-4d0e-9a51-000000000001";
@@ -37,6 +38,16 @@ impl Setup {
     async fn remembered(&self) -> u64 {
         self.verifier.verified.run_pending_tasks().await;
         self.verifier.verified.entry_count()
+    }
+}
+
+impl Verifier {
+    /// Verifies a token that the pod sent which it names.
+    pub(in crate::pod_identity) async fn verify(&self, token: &BearerToken) -> Result<Arc<Claims>, TokenError> {
+        match self.examine(token).await? {
+            Examined::Valid(claims) => Ok(claims),
+            Examined::UnknownKey(token) => token.verify(&web()).await,
+        }
     }
 }
 
@@ -141,7 +152,7 @@ async fn a_flood_of_forged_tokens_delays_no_valid_one() {
     assert!(setup.verifier.verify(&valid).await.is_ok());
     assert_eq!(began.elapsed(), Duration::ZERO);
     while let Some(result) = flood.join_next().await {
-        assert!(matches!(result.unwrap(), Err(TokenError::UnknownKey | TokenError::KeysOutdated)));
+        assert!(matches!(result.unwrap(), Err(TokenError::UnknownKey | TokenError::KeysOutdated | TokenError::FetchesLimited)));
     }
     assert!(began.elapsed() <= PATIENCE + Duration::from_millis(1), "{:?}", began.elapsed());
     assert!(setup.source.fetches().len() <= 2);
@@ -156,4 +167,16 @@ async fn tokens_are_verified_through_an_hour_without_the_api() {
         tokio::time::sleep(Duration::from_secs(5 * 60)).await;
         assert!(setup.verifier.verify(&setup.issue()).await.is_ok());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_key_alone_causes_no_fetch() {
+    let setup = Setup::new().await;
+    let foreign = SigningKey::es256();
+    let token = token(&foreign.sign(&foreign.header(), &setup.pod().node("node-b", None).claims(&setup.source.issuer.url())));
+    let Examined::UnknownKey(unknown) = setup.verifier.examine(&token).await.unwrap() else { panic!("its key is known") };
+    assert_eq!((&*unknown.claimed().pod_uid.0, unknown.claimed().node.as_deref()), (UID, Some("node-b")));
+    drop(unknown);
+    tokio::time::sleep(LEAST_BETWEEN * 2).await;
+    assert_eq!(setup.source.fetches().len(), 1);
 }

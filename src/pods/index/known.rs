@@ -67,8 +67,8 @@ pub struct Pod {
     pub sandbox: Sandbox,
     /// Whether one of its containers may have the capability `NET_RAW`: it is privileged, adds it, or does not drop it.
     pub may_have_net_raw: bool,
-    /// Whether the pod has a service account token for an audience of its own choice, without which it cannot request credentials with a
-    /// token.
+    /// Whether the pod has a projected service account token for the audience of `--pod-identity-audience`, without which it cannot request
+    /// credentials with a token.
     pub has_token_audience: bool,
     /// The UID by which the kubelet knows the pod, if it is a static pod: the hash of its manifest. The API has a mirror of such a
     /// pod, with a UID of its own.

@@ -15,7 +15,7 @@ mod net_raw;
 mod token_audience;
 
 use net_raw::AnyNetRaw;
-use token_audience::AnyTokenAudience;
+use token_audience::TokenAudiences;
 
 use super::fields::{self, Annotation};
 use crate::kubernetes::fields::{Field, JsonMember, members};
@@ -179,8 +179,8 @@ pub(super) struct PodObject {
     pub(super) host_network: bool,
     /// Whether one of its containers may send forged packets (`NET_RAW`).
     pub(super) may_have_net_raw: bool,
-    /// Whether it has a service account token for an audience of its own choice.
-    pub(super) has_token_audience: bool,
+    /// The audiences of its service account tokens that name one.
+    pub(super) token_audiences: Vec<String>,
     /// Whether the phase is Succeeded or Failed.
     pub(super) finished: bool,
     /// Empty while the pod does not have the network that its addresses belong to.
@@ -269,7 +269,7 @@ struct RawPodSpec {
     containers: Option<AnyNetRaw>,
     init_containers: Option<AnyNetRaw>,
     ephemeral_containers: Option<AnyNetRaw>,
-    volumes: Option<AnyTokenAudience>,
+    volumes: Option<TokenAudiences>,
 }
 
 impl RawPodSpec {
@@ -403,7 +403,7 @@ impl From<RawPod> for PodObject {
         Self {
             metadata: raw.metadata,
             may_have_net_raw: spec.may_have_net_raw(),
-            has_token_audience: spec.volumes.is_some_and(|any| any.0),
+            token_audiences: spec.volumes.unwrap_or_default().0,
             node_name: spec.node_name,
             service_account: spec.service_account_name,
             host_network: spec.host_network.unwrap_or(false),

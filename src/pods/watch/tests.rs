@@ -50,6 +50,7 @@ async fn watch(url: String, writer: PodsWriter, pods: Pods, needs: Needs) -> Pod
         writer,
         pods,
         needs,
+        token_audience: None,
         metrics: Metrics::new(),
     }
 }

@@ -11,17 +11,29 @@ const fn error(status: StatusCode, code: &'static str, message: &'static str) ->
     IdentityError { status, code, message }
 }
 
-const DENIED: IdentityError =
+const DENIED: IdentityError = error(StatusCode::FORBIDDEN, "AccessDeniedException", "This pod is not allowed to have credentials.");
+const DENIED_WITH_EVENT: IdentityError =
     error(StatusCode::FORBIDDEN, "AccessDeniedException", "This pod is not allowed to have credentials. See the Events of the pod.");
 const UNAVAILABLE: IdentityError =
     error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", "The pod cannot be identified at the moment. Try again.");
 
 impl Refusal {
-    /// Returns the error for a client of Pod Identity. On 4xx, SDKs give up; on 429 and 5xx, they try again.
-    pub(in crate::proxy) fn identity_error(&self) -> IdentityError {
+    /// Returns the error for a client of Pod Identity. On 4xx, SDKs give up; on 429 and 5xx, they try again. `has_events` says whether Events
+    /// are written at all.
+    pub(in crate::proxy) fn identity_error(&self, has_events: bool) -> IdentityError {
+        let error = self.error_for_client();
+        if error == DENIED && has_events && self.event().is_some() { DENIED_WITH_EVENT } else { error }
+    }
+
+    fn error_for_client(&self) -> IdentityError {
         match self {
             Self::IdentityRejected(_, rejection) | Self::Rejected(_, rejection) => rejected(*rejection),
             Self::ServiceAccountToken(_, token) => match token.kind() {
+                TokenErrorKind::Missing => error(
+                    StatusCode::BAD_REQUEST,
+                    "InvalidTokenException",
+                    "The header Authorization is missing. Use an SDK that supports AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE.",
+                ),
                 TokenErrorKind::Malformed => error(
                     StatusCode::BAD_REQUEST,
                     "InvalidTokenException",
@@ -33,10 +45,15 @@ impl Refusal {
                 TokenErrorKind::Foreign => {
                     error(StatusCode::FORBIDDEN, "AccessDeniedException", "The service account token is not valid here.")
                 }
-                TokenErrorKind::KeysUnavailable => {
+                TokenErrorKind::Unavailable => {
                     error(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableException", "The token cannot be verified yet. Try again.")
                 }
             },
+            Self::NodeWithoutToken => error(
+                StatusCode::FORBIDDEN,
+                "AccessDeniedException",
+                "Pods with hostNetwork get credentials only in exchange for a token. Use AWS_CONTAINER_CREDENTIALS_FULL_URI.",
+            ),
             Self::TokenOfOtherPod(..) | Self::TokenOfOtherNode(..) => {
                 error(StatusCode::FORBIDDEN, "AccessDeniedException", "The service account token does not belong to this pod.")
             }

@@ -1,4 +1,4 @@
-//! Decides which requests are for credentials with a service account token: a pure function of method, target and headers.
+//! Decides which requests are for credentials at an address of Pod Identity: a pure function of method, target and headers.
 //!
 //! There is one resource. As for metadata, a request is refused unless it has exactly the form that SDKs send.
 
@@ -7,10 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderMap, HeaderName, Method, Uri};
 
+use crate::pod_identity::CREDENTIALS_PATH;
+use crate::pod_identity::token::TokenError;
 use crate::proxy::route::{Rejection, check_framing, check_not_forwarded, check_target};
-
-/// The path of EKS Pod Identity (AWS_CONTAINER_CREDENTIALS_FULL_URI of its pods).
-const PATH: &str = "/v1/credentials";
 
 /// Checks that a request is for credentials. `local` is the address that the client connected to, which is the only host that the
 /// request may name: a web page that uses DNS rebinding names its own host.
@@ -22,16 +21,26 @@ pub(super) fn check(method: &Method, uri: &Uri, headers: &HeaderMap, local: Opti
     }
     check_target(uri, Some(host))?;
     check_not_forwarded(headers)?;
-    if uri.path() != PATH || uri.query().is_some() {
+    if uri.path() != CREDENTIALS_PATH || uri.query().is_some() {
         return Err(Rejection::Malformed);
     }
     if method == Method::GET { Ok(()) } else { Err(Rejection::Method) }
 }
 
-/// Returns the token of a request: the value of its header `Authorization`, without a scheme. If there are several such headers, there is
-/// no token.
-pub(super) fn token(headers: &HeaderMap) -> Option<&[u8]> {
-    the_only(headers, &AUTHORIZATION).map(http::HeaderValue::as_bytes)
+/// The headers that web browsers send and SDKs do not.
+const OF_BROWSERS: [&str; 6] = ["cookie", "origin", "referer", "sec-fetch-dest", "sec-fetch-mode", "sec-fetch-site"];
+
+/// Checks that no web browser sent the request. Requests without a token need it.
+pub(super) fn check_not_of_browser(headers: &HeaderMap) -> Result<(), Rejection> {
+    if OF_BROWSERS.iter().any(|name| headers.contains_key(*name)) { Err(Rejection::Malformed) } else { Ok(()) }
+}
+
+/// Returns the token of a request: the value of its only header `Authorization`, without a scheme.
+pub(super) fn token(headers: &HeaderMap) -> Result<&[u8], TokenError> {
+    if !headers.contains_key(AUTHORIZATION) {
+        return Err(TokenError::Missing);
+    }
+    the_only(headers, &AUTHORIZATION).map(http::HeaderValue::as_bytes).ok_or(TokenError::NotCompact)
 }
 
 fn the_only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a http::HeaderValue> {
@@ -129,9 +138,17 @@ mod tests {
     }
 
     #[test]
+    fn what_only_browsers_send_is_found() {
+        assert_eq!(check_not_of_browser(&headers(GOOD)), Ok(()));
+        for name in ["Origin", "Referer", "Cookie", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"] {
+            assert_eq!(check_not_of_browser(&headers(&[("host", "169.254.170.2"), (name, "a")])), Err(Rejection::Malformed), "{name}");
+        }
+    }
+
+    #[test]
     fn the_token_is_the_only_authorization() {
-        assert_eq!(token(&headers(GOOD)), Some(b"a.b.c".as_slice()));
-        assert_eq!(token(&headers(&[("host", "169.254.170.23")])), None);
-        assert_eq!(token(&headers(&[("authorization", "a"), ("authorization", "b")])), None);
+        assert_eq!(token(&headers(GOOD)), Ok(b"a.b.c".as_slice()));
+        assert_eq!(token(&headers(&[("host", "169.254.170.23")])), Err(TokenError::Missing));
+        assert_eq!(token(&headers(&[("authorization", "a"), ("authorization", "b")])), Err(TokenError::NotCompact));
     }
 }

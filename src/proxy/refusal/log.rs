@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use tracing::{debug, info, warn};
 
-use super::{Refusal, setting};
+use super::{Asked, Refusal, RequestKind, setting};
 use crate::advice::Advise as _;
 use crate::pods::Objection;
 use crate::proxy::origin::Origin;
@@ -13,8 +13,9 @@ use crate::text;
 
 impl Refusal {
     /// Logs the refusal for the operator. `again` says that the pod merely looks for credentials, and that this was logged before.
-    pub(in crate::proxy) fn log(&self, origin: &Origin, path: &str, again: bool) {
-        let (ip, reason, path) = (origin.ip, self.reason(), text::path(path));
+    pub(in crate::proxy) fn log(&self, origin: &Origin, asked: Asked<'_>, again: bool) {
+        let (ip, reason, path) = (origin.ip, self.reason(), text::path(asked.path));
+        let is_identity = asked.kind == RequestKind::PodIdentity;
         let owner = origin.process.as_ref().and_then(|process| process.owner.as_ref());
         let uid = owner.map(|owner| &*owner.pod);
         let container = owner.and_then(|owner| owner.container.as_deref());
@@ -39,6 +40,17 @@ impl Refusal {
                 event = "request-refused", namespace, pod, source = %ip, reason, path,
                 "refused: the pod is exempt from redirection, but its exemption is not in effect yet; SDKs retry, and then reach the real \
                  metadata service"
+            ),
+            Self::UnknownPod if origin.is_of_node => warn!(
+                event = "request-refused", source = %ip, reason, path,
+                advice = "check the connection to the Kubernetes API, and that --node is the name of this node",
+                "refused: no living pod of this node is known to have the UID in the service account token"
+            ),
+            Self::UnknownPod if is_identity => warn!(
+                event = "request-refused", source = %ip, reason, path,
+                advice = "for a pod with hostNetwork, let AWS_CONTAINER_CREDENTIALS_FULL_URI name 127.0.0.1 and the port of \
+                          --pod-identity-host-port",
+                "refused: no pod of this node is known to have this address"
             ),
             Self::UnknownPod => warn!(
                 event = "request-refused", source = %ip, reason, path,
@@ -110,6 +122,10 @@ impl Refusal {
             ),
             // It has no line: see `is_silent`.
             Self::Absent(_) => {}
+            Self::Unavailable(_) if is_identity => warn!(
+                event = "request-refused", namespace, pod, source = %ip, reason, path,
+                advice = "report this as an error of rolegate", "no answer: the credentials could not be written as JSON"
+            ),
             Self::Unavailable(_) => warn!(
                 event = "request-refused", namespace, pod, source = %ip, reason, path,
                 advice = "check that the daemon can reach --metadata-addr; see the log lines with the event metadata-read-failed",
@@ -128,7 +144,7 @@ impl Refusal {
             ),
             Self::IdentityRejected(_, rejection) => info!(
                 event = "request-rejected", namespace, pod, source = %ip, reason, path, advice = about_identity(*rejection),
-                "refused: the request is not one for credentials with a service account token"
+                "refused: the request is not one for credentials"
             ),
             Self::ServiceAccountToken(_, error) => warn!(
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path, advice = error.advice().as_deref(),
@@ -139,6 +155,12 @@ impl Refusal {
                 token_namespace = %claims.namespace, token_pod = %claims.pod, token_id = claims.token_id.as_deref(),
                 advice = "unless the pod has just started, find out how the sender got the token of another pod",
                 "refused: the service account token does not belong to the pod at this address"
+            ),
+            Self::NodeWithoutToken => warn!(
+                event = "request-refused", source = %ip, reason, path,
+                advice = "for a pod with hostNetwork, set AWS_CONTAINER_CREDENTIALS_FULL_URI and AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE instead of \
+                          AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                "refused: a process in the node's network requested credentials without a token, which would say to which pod it belongs"
             ),
             Self::TokenOfOtherNode(_, claims) => warn!(
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path,
@@ -171,7 +193,9 @@ fn about(rejection: Rejection) -> &'static str {
 fn about_identity(rejection: Rejection) -> &'static str {
     match rejection {
         Rejection::Forwarded => "add the address of Pod Identity to NO_PROXY in the pod: the request came through a proxy",
-        Rejection::Host => "let AWS_CONTAINER_CREDENTIALS_FULL_URI name the address of Pod Identity, not a host name",
+        Rejection::Host => {
+            "let the client name the address of Pod Identity to which it connects, such as in AWS_CONTAINER_CREDENTIALS_FULL_URI, not a host name"
+        }
         Rejection::Method | Rejection::ConnectionMethod | Rejection::TokenVersion | Rejection::Malformed => {
             "find the client in the pod: only GET /v1/credentials is served at this address"
         }

@@ -9,8 +9,9 @@ use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::rsa::PublicKeyComponents;
 use ring::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as _, RSA_PKCS1_SHA256,
-    RsaKeyPair,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
+    EcdsaSigningAlgorithm, KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RsaKeyPair, UnparsedPublicKey,
+    VerificationAlgorithm,
 };
 use serde_json::{Value, json};
 
@@ -141,6 +142,19 @@ impl SigningKey {
             Pair::P256(pair) | Pair::P384(pair) => pair.sign(&random, signed.as_bytes()).expect("randomness").as_ref().to_vec(),
         };
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+impl SigningKey {
+    /// Returns whether this key has signed the text.
+    #[must_use]
+    pub(super) fn has_signed(&self, text: &str, signature: &[u8]) -> bool {
+        let algorithm: &'static dyn VerificationAlgorithm = match *self.pair {
+            Pair::Rsa(_) => &RSA_PKCS1_2048_8192_SHA256,
+            Pair::P256(_) => &ECDSA_P256_SHA256_FIXED,
+            Pair::P384(_) => &ECDSA_P384_SHA384_FIXED,
+        };
+        UnparsedPublicKey::new(algorithm, self.pair.public()).verify(text.as_bytes(), signature).is_ok()
     }
 }
 

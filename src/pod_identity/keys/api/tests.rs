@@ -11,9 +11,11 @@ use super::*;
 use crate::advice::Advise as _;
 use crate::clock::Clock;
 use crate::config::ApiConfig;
+use crate::config::flags::DEFAULT_POD_IDENTITY_AUDIENCE as AUDIENCE;
+use crate::metrics::Metrics;
 use crate::pod_identity::keys::{IssuerKeys, LEAST_BETWEEN, issuer_keys};
 use crate::pod_identity::token::{BearerToken, TokenError};
-use crate::pod_identity::verifier::{AUDIENCE, Verifier};
+use crate::pod_identity::verifier::Verifier;
 
 struct Setup {
     api: KubeApi,
@@ -43,7 +45,7 @@ fn lab() -> KubeApi {
 async fn start() -> Setup {
     let api = lab();
     let (source, files) = source(&api).await;
-    let (keys, refresher) = issuer_keys(Arc::new(source), Vec::new());
+    let (keys, refresher) = issuer_keys(Arc::new(source), Vec::new(), Metrics::new());
     tokio::spawn(refresher.run());
     let known = async {
         while keys.any().await.is_err() {

@@ -35,6 +35,7 @@ async fn watch() -> PodWatch {
         writer,
         pods,
         needs: Needs::default(),
+        token_audience: Some("pods.eks.amazonaws.com".to_owned()),
         metrics: Metrics::new(),
     }
 }
@@ -216,6 +217,21 @@ async fn a_pod_of_another_node_or_without_a_node_is_ignored() {
     assert!(watch.pod(decode(builder.clone().node("node-a").build())).is_some());
     assert!(watch.pod(decode(builder.clone().node("node-b").build())).is_none());
     assert!(watch.pod(decode(builder.node("").build())).is_none());
+}
+
+#[tokio::test]
+async fn only_a_token_for_the_audience_of_the_settings_counts() {
+    let with_token = |watch: &PodWatch, audience: &str| {
+        let mut object = PodBuilder::new("team", "web-1").uid("uid-1").node("node-a").build();
+        let token = json!({ "serviceAccountToken": { "audience": audience, "path": "token" } });
+        object["spec"]["volumes"] = json!([{ "name": "token", "projected": { "sources": [token] } }]);
+        watch.pod(decode(object)).unwrap().0.has_token_audience
+    };
+    let watch = watch().await;
+    assert!(with_token(&watch, "pods.eks.amazonaws.com"));
+    assert!(!with_token(&watch, "vault"));
+    let without = PodWatch { token_audience: None, ..watch };
+    assert!(!with_token(&without, "pods.eks.amazonaws.com"));
 }
 
 #[tokio::test]

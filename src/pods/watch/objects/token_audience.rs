@@ -1,5 +1,5 @@
-//! Determines whether a pod has a service account token for an audience of its own choice. Only such a pod can request credentials with a
-//! token. The token that every pod has is for the API server and names no audience.
+//! The audiences of a pod's projected service account tokens. Only a pod with a token for the audience of `--pod-identity-audience` can
+//! request credentials with it. The token that every pod has is for the API server and names no audience.
 
 use serde::Deserialize;
 use serde::de::Deserializer;
@@ -14,16 +14,16 @@ pub(super) fn volumes() -> Field {
     Field::array(Field::object([("projected", Field::object([("sources", sources)]))]))
 }
 
-/// Whether any volume of a list has such a token. The list itself is not kept, and its contents cannot make a pod unreadable.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct AnyTokenAudience(pub(super) bool);
+/// The audiences of the tokens in a list of volumes. The contents of the list cannot make a pod unreadable.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TokenAudiences(pub(super) Vec<String>);
 
-impl<'de> Deserialize<'de> for AnyTokenAudience {
+impl<'de> Deserialize<'de> for TokenAudiences {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let volumes = Value::deserialize(deserializer)?;
         let sources = volumes.as_array().into_iter().flatten().filter_map(|volume| volume["projected"]["sources"].as_array()).flatten();
-        let mut audiences = sources.filter_map(|source| source["serviceAccountToken"]["audience"].as_str());
-        Ok(Self(audiences.any(|audience| !audience.is_empty())))
+        let audiences = sources.filter_map(|source| source["serviceAccountToken"]["audience"].as_str());
+        Ok(Self(audiences.filter(|audience| !audience.is_empty()).map(str::to_owned).collect()))
     }
 }
 
@@ -33,16 +33,17 @@ mod tests {
 
     use super::super::PodObject;
 
-    fn has_token_audience(volumes: Value) -> bool {
+    fn token_audiences(volumes: Value) -> Vec<String> {
         let object = json!({ "metadata": { "name": "web", "uid": "1" }, "spec": { "volumes": volumes } });
-        serde_json::from_value::<PodObject>(object).unwrap().has_token_audience
+        serde_json::from_value::<PodObject>(object).unwrap().token_audiences
     }
 
     #[test]
-    fn only_a_projected_token_with_an_audience_counts() {
+    fn only_projected_tokens_with_an_audience_count() {
         let token = |audience: Value| json!({ "projected": { "sources": [{ "configMap": {} }, { "serviceAccountToken": audience }] } });
         let of_identity = token(json!({ "audience": "pods.eks.amazonaws.com", "path": "token" }));
-        assert!(has_token_audience(json!([{ "emptyDir": {} }, of_identity])));
+        let of_vault = token(json!({ "audience": "vault", "path": "token" }));
+        assert_eq!(token_audiences(json!([{ "emptyDir": {} }, of_identity, of_vault])), ["pods.eks.amazonaws.com", "vault"]);
         for volumes in [
             json!(null),
             json!([]),
@@ -52,7 +53,7 @@ mod tests {
             json!([{ "projected": { "sources": null } }, { "projected": null }]),
             json!({ "projected": of_identity }),
         ] {
-            assert!(!has_token_audience(volumes.clone()), "{volumes}");
+            assert_eq!(token_audiences(volumes.clone()), Vec::<String>::new(), "{volumes}");
         }
     }
 }

@@ -108,11 +108,11 @@ fn no_audience_becomes_a_line() {
 /// The admission policy and this command do the same.
 #[test]
 fn the_admission_policy_has_the_same_values() {
-    let policy = include_str!("../../daemonset/pod-identity-injection/policy.yaml");
+    let policy = include_str!("../../../daemonset/pod-identity-injection/policy.yaml");
     for text in [
-        format!("'http://{IPV4}{CREDENTIALS}'"),
-        format!("'http://127.0.0.1:8182{CREDENTIALS}'"),
-        format!("http://{IPV6}{CREDENTIALS}"),
+        format!("'http://{IPV4}{CREDENTIALS_PATH}'"),
+        format!("'http://127.0.0.1:8182{CREDENTIALS_PATH}'"),
+        format!("http://{IPV6}{CREDENTIALS_PATH}"),
         format!("['127.0.0.1'] : ['{IPV4}', '{IPV6}']"),
         format!("\"'{DIRECTORY}'\""),
         format!("name: '{TOKEN}'"),
@@ -122,4 +122,9 @@ fn the_admission_policy_has_the_same_values() {
     ] {
         assert!(policy.contains(&text), "{text}");
     }
+}
+
+#[test]
+fn the_addresses_are_the_default_ones_of_the_daemon() {
+    assert_eq!(format!("{IPV4}:80,{IPV6}:80"), crate::config::flags::DEFAULT_POD_IDENTITY_ADDRESSES);
 }

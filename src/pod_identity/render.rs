@@ -3,14 +3,13 @@
 //!
 //! Names and paths are those that EKS uses. The admission policy in `daemonset/pod-identity-injection/` adds the same to pods.
 
+use super::CREDENTIALS_PATH;
 use crate::config::pod_identity_render::PodIdentityRender;
 
 /// The address where pods request credentials.
 const IPV4: &str = "169.254.170.23";
 /// The address where pods that have only IPv6 addresses request credentials.
 const IPV6: &str = "[fd00:ec2::23]";
-/// The path of the credentials.
-const CREDENTIALS: &str = "/v1/credentials";
 /// The name of the volume, and of the token in it.
 const TOKEN: &str = "eks-pod-identity-token";
 /// Where the volume is mounted.
@@ -22,8 +21,8 @@ const EXPIRATION_SECONDS: u32 = 86_400;
 pub(crate) fn render(wanted: &PodIdentityRender) -> String {
     let PodIdentityRender { kind, name, containers, init_containers, host_port, ipv6, audience } = wanted;
     let uri = match host_port {
-        Some(port) => format!("http://127.0.0.1:{port}{CREDENTIALS}"),
-        None => format!("http://{}{CREDENTIALS}", if *ipv6 { IPV6 } else { IPV4 }),
+        Some(port) => format!("http://127.0.0.1:{port}{CREDENTIALS_PATH}"),
+        None => format!("http://{}{CREDENTIALS_PATH}", if *ipv6 { IPV6 } else { IPV4 }),
     };
     let mut lines = Lines::default();
     lines.add(0, format!("apiVersion: {}", kind.version));
