@@ -10,6 +10,9 @@ const HOUR: u32 = 3600;
 const SHORTEST: u32 = 900;
 const LONGEST: u32 = 43_200;
 
+/// Tags, by key and value.
+type Tags = Vec<(String, String)>;
+
 /// The form fields of one request.
 pub(super) struct Form(Vec<(String, String)>);
 
@@ -96,7 +99,8 @@ impl Request {
                  session.",
             ));
         }
-        if !role.may_tag && !(self.tags.is_empty() && caller.transitive_tags.is_empty()) {
+        let is_tagged = !self.tags.is_empty() || !caller.transitive_tags.is_empty();
+        if is_tagged && !role.may_tag {
             return Err(Fault::no_tags(&caller.arn, &self.role_arn));
         }
         if caller.chained && self.duration_seconds > HOUR {
@@ -118,7 +122,7 @@ impl Request {
 
     /// Returns the tags of the session, and those of them that are transitive. The caller's transitive ones are kept through role
     /// chaining.
-    pub(super) fn tags_of_session(&self, caller: &Identity) -> (Vec<(String, String)>, Vec<(String, String)>) {
+    pub(super) fn tags_of_session(&self, caller: &Identity) -> (Tags, Tags) {
         let is_transitive = |tag: &&(String, String)| self.transitive_tag_keys.contains(&tag.0);
         let inherited = &caller.transitive_tags;
         let tags = self.tags.iter().chain(inherited).cloned().collect();
