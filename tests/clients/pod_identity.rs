@@ -31,6 +31,8 @@ const CRT: (&str, &str) = ("native", "crt");
 const OLD: [(&str, &str); 2] = [("native", "crt-old"), ("native", "pyarrow")];
 /// The SDKs that can be made to request credentials again.
 const ASKING: [(&str, &str); 4] = [("python", "boto3"), ("node", "node"), ("go", "go"), ("go", "go-v1")];
+/// SDKs for the relative URI.
+const RELATIVE: [(&str, &str); 5] = [("python", "boto3"), ("python", "awscli"), ("node", "node"), ("go", "go"), ("java", "java")];
 /// The pods: with a network of its own, of the node's network, and of the node's network with another role.
 const PODS: [(&str, &str); 3] = [("web-0", "team-a-web"), ("agent-x2x4z", "team-b-agent"), ("exporter-9k2lp", "team-c-exporter")];
 /// The addresses for pods with a network of their own, and the one for pods of the node's network.
@@ -79,7 +81,8 @@ impl Bed {
         }
         let moto = Moto::start(&node, &PODS.map(|(_, role)| role));
         let setup = moto.setup(&node, &api).argument(format!("--host-ip={NODE_IP6}"));
-        let daemon = setup.argument("--redirect=nftables").argument("--pod-identity").start().unwrap();
+        let setup = setup.argument("--redirect=nftables").argument("--pod-identity").argument("--pod-identity-relative-uri");
+        let daemon = setup.start().unwrap();
         daemon.wait_ready(Some(node.ns())).unwrap();
         let bed = Bed { daemon, moto, imds, pod, node, api, files: tempfile::tempdir().unwrap(), _runtime: runtime };
         for number in 0..PODS.len() {
@@ -197,6 +200,27 @@ fn sdks_get_the_roles_of_pods_of_both_kinds_for_their_tokens() {
         assert!(answer["error"].is_string() && bed.served() == served, "{client}: {answer}");
     }
     bed.assert_no_metadata_service();
+}
+
+/// Also those that send a token elsewhere send none here.
+#[test]
+fn sdks_get_the_role_of_their_pod_at_the_relative_uri() {
+    let Some(bed) = Bed::new() else { return };
+    let (name, role) = PODS[0];
+    let served = || {
+        let metric = r#"rolegate_http_requests_total{code="200",route="relative-uri"}"#;
+        bed.daemon.metric(Some(bed.node.ns()), metric).unwrap()
+    };
+    for client in installed(RELATIVE) {
+        let mut command = bed.command(0, OF_PODS[0], &kit::run_script(), &[client]);
+        command.env_remove("AWS_CONTAINER_CREDENTIALS_FULL_URI").env_remove("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE");
+        command.env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v1/credentials");
+        let before = served();
+        let answer = kit::answer(&command.output().unwrap(), || format!("{client}: {}", bed.daemon.log()));
+        bed.moto.assert_identity(&bed.node, &answer, role, name);
+        assert!(served() > before, "{client}: {}", bed.daemon.log());
+    }
+    assert_untouched(&bed.imds);
 }
 
 /// The expired token shows that an SDK reads the file again: without this, it could get credentials for the first token.

@@ -98,6 +98,57 @@ fn pods_of_both_kinds_get_their_roles_and_stolen_tokens_are_refused() {
     bed.assert_served(&pods[0], METADATA);
 }
 
+/// The address of the relative URI.
+const RELATIVE: &str = "169.254.170.2:80";
+
+/// Sends a request without a token, with these headers besides the host.
+fn ask_without_token(from: &Netns, headers: &[(&str, &str)]) -> Response {
+    let host = if headers.iter().any(|(name, _)| *name == "Host") { None } else { Some(("Host", "169.254.170.2")) };
+    let headers: Vec<_> = host.into_iter().chain(headers.iter().copied()).collect();
+    player::request(from.connect(RELATIVE.parse().unwrap(), PATIENCE).unwrap(), "GET", "/v1/credentials", &headers).unwrap()
+}
+
+#[test]
+fn pods_get_their_own_roles_at_the_relative_uri_without_a_token() {
+    let Some(bed) = Bed::new() else { return };
+    let pods: [Pod; 2] = [bed.pod("web", "eni"), bed.pod("db", "eni")];
+    add_host_network_pod(&bed, "agent");
+    let daemon = bed.start(&setup(&bed).argument("--pod-identity-relative-uri"));
+    // The token of another pod changes nothing.
+    let stolen = token(&bed, "web");
+    for pod in &pods {
+        for headers in [&[][..], &[("Authorization", stolen.as_str())]] {
+            let response = ask_without_token(pod, headers);
+            assert_eq!(response.status, 200, "{}\n{}", response.text(), daemon.log());
+            let document: Value = serde_json::from_slice(&response.body).unwrap();
+            bed.assert_issued(document["AccessKeyId"].as_str().unwrap(), pod.role());
+        }
+    }
+    let metric = |name: &str| daemon.metric(Some(bed.node.ns()), name).unwrap();
+    assert_eq!(metric(r#"rolegate_http_requests_total{code="200",route="relative-uri"}"#), 4.0);
+    // In the node's network, nothing says which pod it is, with or without a token.
+    let of_agent = token(&bed, "agent");
+    for headers in [&[][..], &[("Authorization", of_agent.as_str())]] {
+        assert_eq!(ask_without_token(bed.node.ns(), headers).status, 403);
+    }
+    assert_eq!(metric(r#"rolegate_denials_total{reason="node-without-token"}"#), 2.0);
+    for (header, status) in [
+        (("Host", "attacker.example"), 403),
+        (("Host", "169.254.170.23"), 403),
+        (("X-Forwarded-For", "10.0.0.1"), 403),
+        (("Origin", "http://169.254.170.2"), 400),
+    ] {
+        assert_eq!(ask_without_token(&pods[0], &[header]).status, status, "{header:?}");
+    }
+    // The other addresses still need a token, and a daemon without the flag removes this one.
+    assert_eq!(send(&pods[0], ADDRESSES[0], "").unwrap().status, 400);
+    let of_node = || bed.node.ns().sh("ip address show dev lo").unwrap();
+    assert!(of_node().contains("169.254.170.2/32"));
+    drop(daemon);
+    let _daemon = bed.start(&setup(&bed));
+    assert!(!of_node().contains("169.254.170.2/32") && of_node().contains("169.254.170.23/32"));
+}
+
 #[test]
 fn the_addresses_are_kept_and_removed() {
     let Some(bed) = Bed::new() else { return };
