@@ -141,34 +141,6 @@ pub(crate) struct ReportedProtocol {
     pub last_seen_seconds: u64,
 }
 
-/// A protocol by which pods get credentials.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum CredentialProtocol {
-    /// The metadata service without a session token.
-    Imdsv1,
-    /// The metadata service with a session token.
-    Imdsv2,
-    /// Pod Identity.
-    PodIdentity,
-}
-
-impl CredentialProtocol {
-    /// Every protocol, in the order of its variants, with its name in reports.
-    pub(crate) const ALL: [(Self, &'static str); 3] =
-        [(Self::Imdsv1, "imdsv1"), (Self::Imdsv2, "imdsv2"), (Self::PodIdentity, "pod-identity")];
-
-    /// Returns the name in reports.
-    pub(crate) fn name(self) -> &'static str {
-        Self::ALL[self as usize].1
-    }
-
-    /// Returns whether this is the metadata service.
-    pub(crate) fn is_metadata(self) -> bool {
-        self != Self::PodIdentity
-    }
-}
-
 /// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -198,6 +170,34 @@ impl FindingKind {
     /// Returns the name in reports and metrics.
     pub(crate) fn name(self) -> &'static str {
         Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("", |(_, name)| name)
+    }
+}
+
+/// A protocol by which pods get credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum CredentialProtocol {
+    /// The metadata service without a session token.
+    Imdsv1,
+    /// The metadata service with a session token.
+    Imdsv2,
+    /// Pod Identity.
+    PodIdentity,
+}
+
+impl CredentialProtocol {
+    /// Every protocol, in the order of its variants, with its name in reports.
+    pub(crate) const ALL: [(Self, &'static str); 3] =
+        [(Self::Imdsv1, "imdsv1"), (Self::Imdsv2, "imdsv2"), (Self::PodIdentity, "pod-identity")];
+
+    /// Returns the name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
+    /// Returns whether this is the metadata service.
+    pub(crate) fn is_metadata(self) -> bool {
+        self != Self::PodIdentity
     }
 }
 

@@ -511,6 +511,7 @@ fn the_form_of_the_report_is_stable() {
         ],
         "identity": null,
         "policy": null,
+        "pod_identity": [],
         "request": {
             "role": "arn:aws:iam::123456789012:role/pods/shop-web",
             "source_role": null,

@@ -180,14 +180,14 @@ fn three_generations_lose_no_request_with_a_service_account_token() {
     // Of this process alone, because each daemon must listen on the same port.
     let [.., high, low] = std::process::id().to_be_bytes();
     let address = SocketAddr::from(([127, 77, high, low], 8099));
-    let pods = [("web", ip(2), "web-role"), ("db", ip(3), "db-role")].map(|(name, ip, role)| (name, ip, role, false));
+    let pods = [("web", 2, ip(2), "web-role"), ("db", 3, ip(3), "db-role")].map(|(name, number, ip, role)| (name, number, ip, role, false));
     // A pod in the node's network connects from the address that it connects to.
-    let agent = ("agent", address.ip(), "web-role", true);
+    let agent = ("agent", 4, address.ip(), "web-role", true);
     let identity = format!("--pod-identity-addresses={address}");
     let with_identity = |setup: Setup| setup.argument("--pod-identity").argument(&identity).argument("--pod-identity-host-port=0");
     let mut load = Load::default();
-    for (name, from, role, host_network) in pods.into_iter().chain([agent]) {
-        let uid = format!("5b1c7a90-2f4e-4d36-9a8b-{name:0>12}");
+    for (name, number, from, role, host_network) in pods.into_iter().chain([agent]) {
+        let uid = format!("5b1c7a90-2f4e-4d36-9a8b-{number:012}");
         let mut object = pod(name, from, Some(role)).uid(&uid).host_network(host_network).build();
         let source = json!({ "serviceAccountToken": { "audience": "pods.eks.amazonaws.com", "path": "token" } });
         object["spec"]["volumes"] = json!([{ "name": "token", "projected": { "sources": [source] } }]);
@@ -196,8 +196,8 @@ fn three_generations_lose_no_request_with_a_service_account_token() {
     let mut last = node.start_with(None, with_identity);
     last.wait_offered();
     last.log_has("pod-identity-listening");
-    for (name, from, role, _) in pods.into_iter().chain([agent]) {
-        let uid = format!("5b1c7a90-2f4e-4d36-9a8b-{name:0>12}");
+    for (name, number, from, role, _) in pods.into_iter().chain([agent]) {
+        let uid = format!("5b1c7a90-2f4e-4d36-9a8b-{number:012}");
         let token = node.fakes.api.token_issuer().issue(&PodToken::new("shop", name, &uid));
         for connections in [Connections::New, Connections::New, Connections::Kept] {
             let bearer = ServiceAccountToken { host: address.to_string(), token: token.clone() };
