@@ -19,7 +19,7 @@ impl Config {
     /// Reads all of it. Mistakes and warnings are noted in the source, and the warnings are returned with the configuration.
     pub(super) fn read(source: &mut SettingSource<'_>) -> Self {
         let (mut redirect, pod_identity) = (read::redirect(source, RedirectBackend::None), PodIdentityConfig::read(source));
-        redirect.pod_identity = pod_identity.iter().flat_map(PodIdentityConfig::listen_addresses).collect();
+        redirect.pod_identity = pod_identity.iter().flat_map(PodIdentityConfig::addresses_alone).collect();
         let config = Self {
             pods: read::pods(source, &redirect),
             roles: read::roles(source),

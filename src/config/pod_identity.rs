@@ -97,6 +97,11 @@ impl PodIdentityConfig {
         of_pods.chain(of_host).chain(self.relative_address.map(|address| (address, IdentityEndpoint::RelativeUri)))
     }
 
+    /// Returns these addresses alone.
+    pub fn addresses_alone(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listen_addresses().map(|(address, _)| address)
+    }
+
     /// Returns the addresses that the daemon assigns to the node.
     pub fn assigned(&self) -> Vec<IpAddr> {
         let mut ips: Vec<_> =

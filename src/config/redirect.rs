@@ -64,7 +64,7 @@ impl RedirectCommand {
     pub(crate) fn from_source(action: Action, matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
         let mut redirect = read::redirect(&mut source, RedirectBackend::Auto);
-        redirect.pod_identity = PodIdentityConfig::read(&mut source).iter().flat_map(PodIdentityConfig::listen_addresses).collect();
+        redirect.pod_identity = PodIdentityConfig::read(&mut source).iter().flat_map(PodIdentityConfig::addresses_alone).collect();
         // A person or a hook gives them: what the daemon only warns of is a mistake here.
         for warning in source.take_warnings() {
             source.mistake(warning.text);

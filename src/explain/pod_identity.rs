@@ -207,7 +207,7 @@ fn check_uri(text: &str, manifest: &PodManifest, config: &PodIdentityConfig) -> 
     if ip.is_loopback() && !manifest.host_network && !config.addresses.contains(&address) {
         return Err(obstacle("this is the pod's own loopback address, because the pod has no hostNetwork"));
     }
-    if ip == IpAddr::V6(Ipv6Addr::LOCALHOST) || !config.listen_addresses().any(|served| served == address) {
+    if ip == IpAddr::V6(Ipv6Addr::LOCALHOST) || !config.addresses_alone().any(|served| served == address) {
         return Err(obstacle("the daemon does not serve this address"));
     }
     let has_family = manifest.ips.is_empty() || manifest.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());

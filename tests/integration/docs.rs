@@ -331,6 +331,10 @@ const OF_OTHERS: &[&str] = &[
     "interactive",
     "patch-file",
     "all-namespaces",
+    // Those of cosign and gh.
+    "certificate-identity",
+    "certificate-oidc-issuer",
+    "repo",
     // Those of the webhook of EKS.
     "watch-container-credentials-config",
     "container-credentials-audience",
