@@ -4,6 +4,7 @@
 
 mod ahead;
 mod bpf_objects;
+mod chart;
 mod check;
 mod command_line;
 mod connections;
@@ -19,6 +20,7 @@ mod large_objects;
 mod lifecycle;
 mod manifests;
 mod metadata;
+mod object_schemas;
 mod odd_clients;
 mod overlap;
 mod own_identity;
