@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
 mod ahead;
+mod alerts;
 mod bpf_objects;
 mod chart;
 mod check;
