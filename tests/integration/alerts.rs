@@ -12,8 +12,13 @@ use super::docs::documented_metrics;
 use super::manifests::documents;
 
 /// Metrics of others: of Prometheus itself, of kube-state-metrics and of the kubelet.
-const OF_OTHERS: &[&str] =
-    &["up", "ALERTS", "kube_daemonset_status_number_unavailable", "container_memory_working_set_bytes", "container_cpu_usage_seconds_total"];
+const OF_OTHERS: &[&str] = &[
+    "up",
+    "ALERTS",
+    "kube_daemonset_status_number_unavailable",
+    "container_memory_working_set_bytes",
+    "container_cpu_usage_seconds_total",
+];
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))

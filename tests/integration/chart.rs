@@ -17,7 +17,7 @@ fn chart() -> PathBuf {
 }
 
 /// Returns the golden renders, each with the name of its values.
-pub fn goldens() -> BTreeMap<String, Vec<Value>> {
+pub(crate) fn goldens() -> BTreeMap<String, Vec<Value>> {
     let entries = fs::read_dir(chart().join("tests/golden")).unwrap().map(|entry| entry.unwrap().path());
     let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
     let found: BTreeMap<_, _> = entries.map(|path| (name(&path), documents(&fs::read_to_string(&path).unwrap()))).collect();

@@ -42,7 +42,14 @@ fn documents() -> Vec<String> {
         }
     }
     found.sort();
-    for expected in ["README.md", "charts/rolegate/README.md", "docs/README.md", "docs/flags.md", "docs/decisions/README.md", ".github/pull_request_template.md"] {
+    for expected in [
+        "README.md",
+        "charts/rolegate/README.md",
+        "docs/README.md",
+        "docs/flags.md",
+        "docs/decisions/README.md",
+        ".github/pull_request_template.md",
+    ] {
         assert!(found.iter().any(|file| file == expected), "{expected} is not among {found:?}");
     }
     found
@@ -111,7 +118,7 @@ fn every_flag_is_documented_correctly() {
 }
 
 /// Returns the documented metrics and label values, one line of text each.
-pub fn documented_metrics() -> (BTreeSet<String>, BTreeSet<String>) {
+pub(crate) fn documented_metrics() -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut metrics, mut values) = (BTreeSet::new(), BTreeSet::new());
     let text = read("docs/metrics.md");
     for section in text.split("\n## `").skip(1) {
@@ -736,7 +743,9 @@ fn paths_of_code_in_the_documents_exist() {
     for document in documents().iter().filter(|document| *document != "CHANGELOG.md") {
         for code in read(document).split('`').skip(1).step_by(2) {
             let is_path = code.contains('/') && !code.contains([' ', '*', '$', '{']);
-            if is_path && ["src/", "tests/", "lab/", "benches/", "scripts/", "daemonset/", "charts/"].iter().any(|top| code.starts_with(top)) {
+            if is_path
+                && ["src/", "tests/", "lab/", "benches/", "scripts/", "daemonset/", "charts/"].iter().any(|top| code.starts_with(top))
+            {
                 assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(code).exists(), "{document} names {code}");
                 seen += 1;
             }

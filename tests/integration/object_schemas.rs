@@ -108,7 +108,13 @@ fn assert_valid(what: &str, objects: &[Value], schemas: &[Schemas]) {
         // Kubernetes serves mutating admission policies as v1 since 1.36.
         let kind = object["kind"].as_str().unwrap();
         let is_of_kubernetes = known.iter().any(|(of, _)| of.name.starts_with("kubernetes-"));
-        let expected = if !is_of_kubernetes { 1 } else if kind.starts_with("MutatingAdmission") { 2 } else { 4 };
+        let expected = if !is_of_kubernetes {
+            1
+        } else if kind.starts_with("MutatingAdmission") {
+            2
+        } else {
+            4
+        };
         assert_eq!(known.len(), expected, "{what}: {kind}");
         for (of, schema) in known {
             let errors = of.errors(schema, object, kind);
