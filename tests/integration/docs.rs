@@ -396,7 +396,8 @@ const OF_OTHERS: &[&str] = &[
     "keep",
     "net",
     "write",
-    // Of helm, grep and the API server's controllers.
+    // Of helm and kubectl.
+    "raw",
     "values",
     "set",
     "reuse-values",

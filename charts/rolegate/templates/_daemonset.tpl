@@ -11,7 +11,8 @@
 {{- $capabilities := list "NET_ADMIN" }}
 {{- if has (index $flags "self-test" | toString) (list "on" "true") }}{{ $capabilities = append $capabilities "SYS_ADMIN" }}{{ end }}
 {{- if $bpf }}{{ $capabilities = append $capabilities "BPF" }}{{ end }}
-{{- if eq (index $flags "pod-identity" | toString) "true" }}{{ $capabilities = append $capabilities "NET_BIND_SERVICE" }}{{ end }}
+{{- $ports := list (index $flags "app-port" | default 8181 | int) (index $flags "metrics-port" | default 9543 | int) }}
+{{- if or (eq (index $flags "pod-identity" | toString) "true") (lt (min (index $ports 0) (index $ports 1)) 1024) }}{{ $capabilities = append $capabilities "NET_BIND_SERVICE" }}{{ end }}
 {{- /* The packet rules need root and NET_ADMIN. At startup, the daemon drops every capability that it does not need. */}}
 {{- $securityContext := dict "runAsUser" 0 "privileged" false "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true
   "capabilities" (dict "drop" (list "ALL") "add" $capabilities) "seccompProfile" (dict "type" "RuntimeDefault") }}
