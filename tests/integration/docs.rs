@@ -402,6 +402,7 @@ const OF_OTHERS: &[&str] = &[
     "set",
     "reuse-values",
     "take-ownership",
+    "force-conflicts",
 ];
 
 #[test]
