@@ -8,11 +8,12 @@
 {{- $bpf := eq (index $flags "redirect" | default "") "bpf" }}
 {{- $selector := include "rolegate.selectorLabels" $root | fromYaml }}
 {{- with $set.pool }}{{ $_ := set $selector "rolegate.io/node-pool" . }}{{ end }}
+{{- $podIdentity := eq (index $flags "pod-identity" | toString) "true" }}
 {{- $capabilities := list "NET_ADMIN" }}
 {{- if has (index $flags "self-test" | toString) (list "on" "true") }}{{ $capabilities = append $capabilities "SYS_ADMIN" }}{{ end }}
 {{- if $bpf }}{{ $capabilities = append $capabilities "BPF" }}{{ end }}
 {{- $ports := list (index $flags "app-port" | default 8181 | int) (index $flags "metrics-port" | default 9543 | int) }}
-{{- if or (eq (index $flags "pod-identity" | toString) "true") (lt (min (index $ports 0) (index $ports 1)) 1024) }}{{ $capabilities = append $capabilities "NET_BIND_SERVICE" }}{{ end }}
+{{- if or $podIdentity (lt (min (index $ports 0) (index $ports 1)) 1024) }}{{ $capabilities = append $capabilities "NET_BIND_SERVICE" }}{{ end }}
 {{- /* The packet rules need root and NET_ADMIN. At startup, the daemon drops every capability that it does not need. */}}
 {{- $securityContext := dict "runAsUser" 0 "privileged" false "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true
   "capabilities" (dict "drop" (list "ALL") "add" $capabilities) "seccompProfile" (dict "type" "RuntimeDefault") }}
@@ -163,6 +164,11 @@ spec:
               mountPath: /host/sys/fs/cgroup
               readOnly: true
             {{- end }}
+            {{- if $podIdentity }}
+            - name: cgroup-of-pods
+              mountPath: /host/cgroup
+              readOnly: true
+            {{- end }}
             {{- with $values.extraVolumeMounts }}
             {{- toYaml . | nindent 12 }}
             {{- end }}
@@ -199,6 +205,12 @@ spec:
         {{- end }}
         {{- if $bpf }}
         - name: cgroup
+          hostPath:
+            path: /sys/fs/cgroup
+            type: Directory
+        {{- end }}
+        {{- if $podIdentity }}
+        - name: cgroup-of-pods
           hostPath:
             path: /sys/fs/cgroup
             type: Directory
