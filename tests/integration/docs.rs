@@ -25,10 +25,11 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Returns the paths of all documents: those at the top of the repository, in `docs/` and its directories, and in `.github/`.
+/// Returns the paths of all documents: those at the top of the repository, in `docs/`, `charts/` and
+/// their directories, and in `.github/`.
 fn documents() -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (mut found, mut directories) = (Vec::new(), vec![root.join("docs"), root.join(".github"), root.to_owned()]);
+    let (mut found, mut directories) = (Vec::new(), vec![root.join("docs"), root.join(".github"), root.join("charts"), root.to_owned()]);
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
@@ -41,7 +42,14 @@ fn documents() -> Vec<String> {
         }
     }
     found.sort();
-    for expected in ["README.md", "docs/README.md", "docs/flags.md", "docs/decisions/README.md", ".github/pull_request_template.md"] {
+    for expected in [
+        "README.md",
+        "charts/rolegate/README.md",
+        "docs/README.md",
+        "docs/flags.md",
+        "docs/decisions/README.md",
+        ".github/pull_request_template.md",
+    ] {
         assert!(found.iter().any(|file| file == expected), "{expected} is not among {found:?}");
     }
     found
@@ -110,7 +118,7 @@ fn every_flag_is_documented_correctly() {
 }
 
 /// Returns the documented metrics and label values, one line of text each.
-fn documented_metrics() -> (BTreeSet<String>, BTreeSet<String>) {
+pub(crate) fn documented_metrics() -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut metrics, mut values) = (BTreeSet::new(), BTreeSet::new());
     let text = read("docs/metrics.md");
     for section in text.split("\n## `").skip(1) {
@@ -388,9 +396,17 @@ const OF_OTHERS: &[&str] = &[
     "in-place",
     "attach",
     "image",
-    // Of tests/cluster/run.
+    // Of tests/cluster/run, and of scripts.
     "keep",
     "net",
+    "write",
+    // Of helm and kubectl.
+    "raw",
+    "values",
+    "set",
+    "reuse-values",
+    "take-ownership",
+    "force-conflicts",
 ];
 
 #[test]
@@ -733,7 +749,9 @@ fn paths_of_code_in_the_documents_exist() {
     for document in documents().iter().filter(|document| *document != "CHANGELOG.md") {
         for code in read(document).split('`').skip(1).step_by(2) {
             let is_path = code.contains('/') && !code.contains([' ', '*', '$', '{']);
-            if is_path && ["src/", "tests/", "lab/", "benches/", "scripts/", "daemonset/"].iter().any(|top| code.starts_with(top)) {
+            if is_path
+                && ["src/", "tests/", "lab/", "benches/", "scripts/", "daemonset/", "charts/"].iter().any(|top| code.starts_with(top))
+            {
                 assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(code).exists(), "{document} names {code}");
                 seen += 1;
             }

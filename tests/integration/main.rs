@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says loudly what failed")]
 
 mod ahead;
+mod alerts;
 mod bpf_objects;
+mod chart;
 mod check;
 mod command_line;
 mod connections;
@@ -19,6 +21,7 @@ mod large_objects;
 mod lifecycle;
 mod manifests;
 mod metadata;
+mod object_schemas;
 mod odd_clients;
 mod overlap;
 mod own_identity;

@@ -13,7 +13,8 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("daemonset")
 }
 
-fn documents(text: &str) -> Vec<Value> {
+/// Returns the documents of a YAML file.
+pub(crate) fn documents(text: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(text).unwrap()
 }
 
@@ -23,14 +24,14 @@ fn document(path: &str) -> Value {
 }
 
 /// Returns the names of all components.
-fn components() -> BTreeSet<String> {
+pub(crate) fn components() -> BTreeSet<String> {
     let entries = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().path());
     let names = entries.filter(|path| path.is_dir()).map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
     names.filter(|name| document(&format!("{name}/kustomization.yaml"))["kind"] == "Component").collect()
 }
 
 /// Renders the base with these components, as `kubectl apply -k` does.
-fn render(components: &[&str]) -> Vec<Value> {
+pub(crate) fn render(components: &[&str]) -> Vec<Value> {
     let overlay = tempfile::tempdir().unwrap();
     symlink(directory(), overlay.path().join("base")).unwrap();
     let components: Vec<_> = components.iter().map(|name| format!("base/{name}")).collect();
