@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rolegate_lab::daemon::Setup;
 use rolegate_lab::kube::{PodBuilder, PodToken, Resource};
-use rolegate_lab::node::{Cgroup, Cgroups, NODE_IP, NODE_IP6, Netns};
+use rolegate_lab::node::{Cgroup, Cgroups, NODE_IP, NODE_IP6, Netns, skip};
 use rolegate_lab::player::{self, Response};
 use serde_json::{Value, json};
 
@@ -106,7 +106,7 @@ struct KubePods(Cgroups);
 
 impl KubePods {
     fn new() -> Option<Self> {
-        let cgroups = Cgroups::new().inspect_err(|error| eprintln!("skipped: no control groups: {error}")).ok()?;
+        let cgroups = Cgroups::new().inspect_err(|error| skip(format!("no control groups: {error}"))).ok()?;
         Some(Self(cgroups))
     }
 

@@ -12,6 +12,8 @@ fn config() -> PodIdentityConfig {
         host_address: Some("127.0.0.1:8182".parse().unwrap()),
         audience: AUDIENCE.to_owned(),
         issuers: Vec::new(),
+        token_review: false,
+        relative_address: None,
     }
 }
 
