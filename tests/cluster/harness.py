@@ -209,8 +209,9 @@ def load(space, name):
     """Sends requests from a pod's network meanwhile. The dictionary that it gives contains `sent` and `failed` at the end. It does not
     need the API server, as `kubectl exec` does."""
     stop = os.path.join(STATE, "stop")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(stop)
+    for left in (stop, stop + ".sent"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(left)
     command = [os.path.join(HERE, "cluster"), "node", "nsenter", f"--net={network_of(space, name)}", os.path.join(HERE, "ask"), "load", stop]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     result = {}
@@ -221,6 +222,13 @@ def load(space, name):
             pass
         told, _ = running.communicate(timeout=TIMEOUT)
         result |= dict(zip(("sent", "failed"), map(int, told.split()[-2:])))
+
+
+def sent_so_far():
+    """Returns how many requests the load has sent."""
+    with contextlib.suppress(FileNotFoundError, ValueError), open(os.path.join(STATE, "stop.sent"), encoding="utf-8") as file:
+        return int(file.read())
+    return 0
 
 
 def log_of(name):
