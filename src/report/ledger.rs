@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::places::Places;
+use super::places::{Counted, Places};
 use super::workload::Workload;
 use crate::policy::Denial;
 
@@ -54,18 +54,18 @@ pub(super) struct Tally {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     places: Places<Vec<Tally>>,
-    left_out: u64,
+}
+
+impl Counted for Vec<Tally> {
+    fn total(&self) -> u64 {
+        self.iter().map(|tally| tally.count).sum()
+    }
 }
 
 impl Ledger {
     /// Counts a finding that `count` requests or connections showed.
     pub(super) fn note(&mut self, workload: Workload, noted: Noted, subject: &str, count: u64, now: Duration) {
-        let Some(entered) = self.places.enter(workload) else {
-            self.left_out += count;
-            return;
-        };
-        self.left_out += entered.displaced.iter().flatten().map(|tally| tally.count).sum::<u64>();
-        let tallies = entered.value;
+        let Some(tallies) = self.places.enter(workload, count) else { return };
         let is_same_kind = |tally: &Tally| std::mem::discriminant(&tally.noted) == std::mem::discriminant(&noted);
         let is_known = tallies.iter().any(|tally| tally.noted == noted && *tally.subject == *subject);
         let of_kind = tallies.iter().filter(|tally| is_same_kind(tally) && *tally.subject != *OTHERS).count();
@@ -87,7 +87,7 @@ impl Ledger {
 
     /// Returns how many findings are not kept because too many workloads had some.
     pub(super) fn left_out(&self) -> u64 {
-        self.left_out
+        self.places.left_out()
     }
 }
 

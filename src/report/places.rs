@@ -9,44 +9,53 @@ use crate::shares::Shares;
 /// Workloads with a value.
 pub(super) const MAX_WORKLOADS: usize = 1024;
 
+/// What is counted for a workload.
+pub(super) trait Counted {
+    /// Returns the number of everything that was counted.
+    fn total(&self) -> u64;
+}
+
 /// The values by workload.
 #[derive(Debug)]
 pub(super) struct Places<V> {
     held: Shares<Box<str>, Workload, V>,
     ids: HashMap<Workload, u64>,
     next: u64,
-}
-
-/// The value of a workload, and the one that gave up its place for it, if any.
-pub(super) struct Entered<'a, V> {
-    pub(super) value: &'a mut V,
-    pub(super) displaced: Option<V>,
+    left_out: u64,
 }
 
 impl<V> Default for Places<V> {
     fn default() -> Self {
-        Self { held: Shares::new(MAX_WORKLOADS, 1), ids: HashMap::new(), next: 0 }
+        Self { held: Shares::new(MAX_WORKLOADS, 1), ids: HashMap::new(), next: 0, left_out: 0 }
     }
 }
 
-impl<V: Clone + Default> Places<V> {
-    /// Returns the value of a workload. Gives the workload a place if it has none; `None` if there is none for it.
-    pub(super) fn enter(&mut self, workload: Workload) -> Option<Entered<'_, V>> {
-        let (id, displaced) = match self.ids.get(&workload) {
-            Some(id) => (*id, None),
+impl<V: Clone + Counted + Default> Places<V> {
+    /// Returns the value of a workload, to count `count` in it. Gives the workload a place if it has none; `None` if there is none for it.
+    pub(super) fn enter(&mut self, workload: Workload, count: u64) -> Option<&mut V> {
+        let id = match self.ids.get(&workload) {
+            Some(id) => *id,
             None => {
                 let id = self.next;
-                let displaced = self.held.enter(id, workload.namespace.clone(), workload.clone(), V::default()).ok()?;
+                let Ok(displaced) = self.held.enter(id, workload.namespace.clone(), workload.clone(), V::default()) else {
+                    self.left_out = self.left_out.saturating_add(count);
+                    return None;
+                };
                 self.next += 1;
                 self.ids.insert(workload, id);
-                let displaced = displaced.map(|displaced| {
+                if let Some(displaced) = displaced {
                     self.ids.remove(&displaced.member);
-                    displaced.value
-                });
-                (id, displaced)
+                    self.left_out = self.left_out.saturating_add(displaced.value.total());
+                }
+                id
             }
         };
-        Some(Entered { value: self.held.get_mut(id)?, displaced })
+        self.held.get_mut(id)
+    }
+
+    /// Returns how much was counted for workloads that have no place.
+    pub(super) fn left_out(&self) -> u64 {
+        self.left_out
     }
 
     /// Returns the value of a workload that has a place.

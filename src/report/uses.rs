@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::CredentialProtocol;
-use super::places::Places;
+use super::places::{Counted, Places};
 use super::workload::Workload;
 
 /// The requests of a workload in one protocol.
@@ -24,20 +24,21 @@ type ByProtocol = [ProtocolUse; CredentialProtocol::ALL.len()];
 #[derive(Debug, Default)]
 pub(super) struct Uses {
     places: Places<ByProtocol>,
-    left_out: u64,
+}
+
+impl Counted for ByProtocol {
+    fn total(&self) -> u64 {
+        self.iter().map(|used| used.requests).sum()
+    }
 }
 
 impl Uses {
     /// Counts a request.
     pub(super) fn requested(&mut self, workload: Workload, protocol: CredentialProtocol, now: Duration) {
-        let Some(entered) = self.places.enter(workload) else {
-            self.left_out = self.left_out.saturating_add(1);
-            return;
-        };
-        let displaced: u64 = entered.displaced.iter().flatten().map(|used| used.requests).sum();
-        let used = &mut entered.value[protocol as usize];
-        (used.requests, used.last) = (used.requests.saturating_add(1), now);
-        self.left_out = self.left_out.saturating_add(displaced);
+        if let Some(uses) = self.places.enter(workload, 1) {
+            let used = &mut uses[protocol as usize];
+            (used.requests, used.last) = (used.requests.saturating_add(1), now);
+        }
     }
 
     /// Counts that a request, which was counted before, was answered with credentials.
@@ -60,7 +61,7 @@ impl Uses {
 
     /// Returns the number of requests that are not in [`Self::all`], because too many workloads sent some.
     pub(super) fn left_out(&self) -> u64 {
-        self.left_out
+        self.places.left_out()
     }
 }
 
