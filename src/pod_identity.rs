@@ -16,6 +16,7 @@ pub mod keys;
 pub(crate) mod render;
 pub mod review;
 pub mod token;
+mod token_cache;
 pub mod verifier;
 
 /// The path of the credentials (`AWS_CONTAINER_CREDENTIALS_FULL_URI` of EKS Pod Identity).

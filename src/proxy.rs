@@ -119,6 +119,17 @@ fn few(ip: IpAddr) -> u8 {
     last % UNKNOWN_SUBJECTS
 }
 
+/// Counts and logs a request that began at this time.
+fn answered<B>(origin: &Origin, request: &Parts, response: &Response<B>, meters: &RouteMeters, began: Instant) {
+    let status = response.status().as_u16();
+    meters.answered(status, began.elapsed());
+    debug!(
+        event = "request-answered",
+        source = %origin.ip, method = %request.method, path = request.uri.path(), status,
+        "answered"
+    );
+}
+
 impl<A: AssumeRole> Proxy<A> {
     /// Creates a proxy of these parts.
     pub fn new(
@@ -179,12 +190,7 @@ impl<A: AssumeRole> Proxy<A> {
             Err(rejection) => (&self.meters.rejected, self.reject(origin, rejection, path)),
         };
         let response = respond::respond(outcome, &request.method);
-        meters.answered(response.status().as_u16(), began.elapsed());
-        debug!(
-            event = "request-answered",
-            source = %origin.ip, method = %request.method, path, status = response.status().as_u16(),
-            "answered"
-        );
+        answered(origin, request, &response, meters, began);
         response
     }
 
@@ -199,7 +205,7 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(found) => found,
             Err(refusal) => return self.refuse(origin, refusal, asked),
         };
-        if origin.late || !origin.belongs_to(&pod.uid) {
+        if !origin.is_of(&pod.uid) {
             return self.refuse(origin, Refusal::Changed(pod), asked);
         }
         let with_token = matches!(route, Route::NewToken { .. }) || head.headers.contains_key(route::TOKEN);

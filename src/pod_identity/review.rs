@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::token::{BearerToken, Claims, TokenDigest, TokenError};
+use super::token_cache::token_cache;
 use crate::advice::{Advise as _, chain};
 use crate::backoff::spread;
 use crate::log_once::Condition;
@@ -38,10 +39,6 @@ const AFTER_FAILURE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(5);
 /// The longest time that a token waits for its review. SDKs give up after one or two seconds.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The most tokens that are remembered, as many as the verifier remembers.
-const MAX_REMEMBERED: u64 = 4096;
-/// How long an unused token is remembered.
-const MAX_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// Lets the API confirm tokens; cheap to clone.
 #[derive(Clone, Debug)]
@@ -82,11 +79,10 @@ enum ReviewOutcome {
 impl TokenReviews {
     /// Creates reviews of tokens for this audience.
     pub fn new(reviewer: Arc<dyn TokenReviewer>, audience: &str, metrics: Metrics) -> Self {
-        let verdicts = Cache::builder().max_capacity(MAX_REMEMBERED).time_to_idle(MAX_IDLE).build();
         Self(Arc::new(ReviewState {
             reviewer,
             audience: audience.to_owned(),
-            verdicts,
+            verdicts: token_cache(),
             gate: ReviewGate::default(),
             failing: Condition::default(),
             paused_until: Mutex::default(),

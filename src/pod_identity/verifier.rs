@@ -5,18 +5,13 @@
 //! their own request.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use moka::future::Cache;
 
 use super::keys::{IssuerKeys, KeyRequester, TrustedIssuer};
 use super::token::{BearerToken, Claims, Expected, TokenDigest, TokenError, UnprovenClaims, UnverifiedToken};
+use super::token_cache::token_cache;
 use crate::clock::Clock;
-
-/// The most tokens that are remembered. A node has fewer pods, and each pod has one token, or two while it is replaced.
-const MAX_REMEMBERED: u64 = 4096;
-/// How long an unused token is remembered. SDKs send a request at least once an hour.
-const MAX_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// Verifies tokens; cheap to clone.
 #[derive(Clone, Debug)]
@@ -56,8 +51,7 @@ struct VerifiedToken {
 impl Verifier {
     /// Creates a verifier of tokens for this audience, such as the default of `--pod-identity-audience`.
     pub fn new(keys: IssuerKeys, audience: &str, clock: Clock) -> Self {
-        let verified = Cache::builder().max_capacity(MAX_REMEMBERED).time_to_idle(MAX_IDLE).build();
-        Self { keys, audience: audience.into(), clock, verified }
+        Self { keys, audience: audience.into(), clock, verified: token_cache() }
     }
 
     /// Verifies a token with the keys that are known. Causes no fetch of keys. If no keys are known yet, waits for at most

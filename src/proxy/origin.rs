@@ -71,8 +71,11 @@ impl Origin {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// Assigns the connection to the pod, if it belongs to none yet. Returns whether it belongs to this pod.
-    pub(super) fn belongs_to(&self, pod: &PodUid) -> bool {
+    /// Assigns the connection to the pod, if it belongs to none yet. Returns whether it belongs to this pod, and was not late.
+    pub(super) fn is_of(&self, pod: &PodUid) -> bool {
+        if self.late {
+            return false;
+        }
         let is_own = self.pod.get_or_init(|| pod.clone()) == pod;
         if !is_own {
             self.close();

@@ -18,11 +18,10 @@ use bytes::Bytes;
 use http::Response;
 use http::request::Parts;
 use http_body_util::Full;
-use tracing::debug;
 
 use super::origin::Origin;
 use super::refusal::{Asked, Refusal};
-use super::{DecisionBasis, Proxy, documents, respond};
+use super::{DecisionBasis, Proxy, answered, documents, respond};
 use crate::credentials::AssumeRole;
 use crate::metrics::RouteMeters;
 use crate::pod_identity::keys::KeyRequester;
@@ -69,20 +68,15 @@ impl<A: AssumeRole> Proxy<A> {
         meters: &RouteMeters,
         credentials: impl Future<Output = Result<Bytes, Refusal>>,
     ) -> Response<Full<Bytes>> {
-        let (began, path) = (Instant::now(), request.uri.path());
+        let began = Instant::now();
         let response = match credentials.await {
             Ok(document) => respond::identity_document(document),
             Err(refusal) => {
-                self.report(origin, &refusal, Asked::for_identity(path));
+                self.report(origin, &refusal, Asked::for_identity(request.uri.path()));
                 respond::identity_error(&refusal.identity_error(self.events.is_on()))
             }
         };
-        meters.answered(response.status().as_u16(), began.elapsed());
-        debug!(
-            event = "request-answered",
-            source = %origin.ip, method = %request.method, path, status = response.status().as_u16(),
-            "answered"
-        );
+        answered(origin, request, &response, meters, began);
         response
     }
 
@@ -124,7 +118,7 @@ impl<A: AssumeRole> Proxy<A> {
         if origin.contradicts(&pod) {
             return Err(Refusal::TokenOfOtherPod(sender(), claims));
         }
-        if origin.late || !origin.belongs_to(&pod.uid) {
+        if !origin.is_of(&pod.uid) {
             return Err(Refusal::Changed(pod));
         }
         if pod.uid != claims.pod_uid {
@@ -154,7 +148,7 @@ impl<A: AssumeRole> Proxy<A> {
         let since = Since { seen: self.seen(), until: tokio::time::Instant::now() + self.settings.pod_wait };
         let identifier = Identifier::Address(origin.ip);
         let (pod, context) = self.identify(origin, &identifier).await?;
-        if origin.late || !origin.belongs_to(&pod.uid) {
+        if !origin.is_of(&pod.uid) {
             return Err(Refusal::Changed(pod));
         }
         self.container_credentials(&identifier, pod, context, since).await
@@ -191,7 +185,7 @@ impl<A: AssumeRole> Proxy<A> {
             };
         }
         let (pod, _) = self.found(self.look_up(&Identifier::Address(origin.ip)).await)?;
-        if origin.late || !origin.belongs_to(&pod.uid) {
+        if !origin.is_of(&pod.uid) {
             return Err(Refusal::Changed(pod));
         }
         if is_of_other_node || pod.uid != claimed.pod_uid {
