@@ -28,8 +28,8 @@ ENTRYPOINT ["/usr/local/bin/rolegate"]
 FROM debian:bookworm-slim AS programs
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates conntrack iptables netbase nftables
-COPY scripts/image-root /image-root
-RUN /image-root /root-of-image
+COPY scripts/image-root scripts/install-with-libraries /scripts/
+RUN /scripts/image-root /root-of-image
 
 # Only these programs and their libraries: no shell and no package manager. They work for root alone, with the capability NET_ADMIN: see
 # daemonset/.

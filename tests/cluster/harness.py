@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ CACHE = os.environ.get("CLUSTER_CACHE") or os.path.join(
     os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rolegate-cluster"
 )
 STATE = os.environ.get("CLUSTER_STATE") or os.path.join(CACHE, "state")
+# The command that is run as an administrator.
+KUBECTL = shlex.split(os.environ.get("KUBECTL") or shlex.quote(os.path.join(HERE, "cluster")) + " kubectl")
 ROLEGATE = os.environ.get("ROLEGATE") or os.path.join(REPOSITORY, "target", "debug", "rolegate")
 DAEMON = ["--namespace", "kube-system"]
 SELECTOR = "app.kubernetes.io/name=rolegate"
@@ -42,9 +45,13 @@ class Failed(Exception):
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def run(*command, text=None, check=True, timeout=TIMEOUT):
+def attempt(*command, text=None, timeout=TIMEOUT):
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout)
+
+
+def run(*command, check=True, **options):
     """Returns what a command prints."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout)
+    done = attempt(*command, **options)
     if check and done.returncode != 0:
         raise Failed(f"{' '.join(command)}: {done.stdout}{done.stderr}")
     return done.stdout
@@ -60,7 +67,13 @@ def node(*command, **options):
 
 
 def kubectl(*arguments, **options):
-    return cluster("kubectl", *arguments, **options)
+    return run(*KUBECTL, *arguments, **options)
+
+
+def refusal(*arguments, text=None):
+    """Returns why `kubectl` fails, or None."""
+    done = attempt(*KUBECTL, *arguments, text=text)
+    return None if done.returncode == 0 else done.stderr
 
 
 def get(*arguments):
@@ -149,8 +162,13 @@ def pod(space, name, role=None, **spec):
 
 
 def apply(*objects):
-    """Creates or changes objects, and waits until the pods among them are ready."""
+    """Creates or changes objects."""
     kubectl("apply", "--filename=-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+
+def start(*objects):
+    """Creates or changes objects, and waits until the pods among them are ready. It takes a kubelet."""
+    apply(*objects)
     for one in objects:
         if one["kind"] == "Pod":
             name, space = one["metadata"]["name"], one["metadata"]["namespace"]
