@@ -36,6 +36,8 @@
 #   AWS_CONTAINER_CREDENTIALS_FULL_URI, AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE
 #                         as EKS Pod Identity sets them: an SDK gets its credentials from this URI with this
 #                         token instead. `ask` makes boto3, node, go and go-v1 request new ones for each line.
+#   AWS_CONTAINER_CREDENTIALS_RELATIVE_URI
+#                         as Amazon ECS sets it: an SDK gets its credentials from this path at 169.254.170.2.
 #
 # moto keeps all its state in memory. By default it checks neither signatures nor policies; with
 # INITIAL_NO_AUTH_ACTION_COUNT=N in its environment it checks both after the first N calls, and
@@ -61,6 +63,7 @@ for name in $(compgen -e); do
     case $name in
     AWS_REGION | AWS_EC2_METADATA_*) ;;
     AWS_CONTAINER_CREDENTIALS_FULL_URI | AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE) ;;
+    AWS_CONTAINER_CREDENTIALS_RELATIVE_URI) ;;
     AWS_* | *_proxy | *_PROXY) unset "$name" ;;
     esac
 done

@@ -130,9 +130,9 @@ func askV2() func() (string, error) {
 	}
 }
 
-// inContainer returns whether the environment names a URI for credentials, as EKS Pod Identity does.
+// inContainer returns whether the environment names a URI for credentials, as EKS Pod Identity and Amazon ECS do.
 func inContainer() bool {
-	return os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != ""
+	return os.Getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != "" || os.Getenv("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") != ""
 }
 
 // answerEachLine is the mode `ask`: for each line of standard input, it prints the access key ID or the error.

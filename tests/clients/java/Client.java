@@ -81,7 +81,9 @@ public final class Client {
     }
 
     private static AwsCredentialsProvider newProvider() {
-        if (System.getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != null) {
+        boolean inContainer = System.getenv("AWS_CONTAINER_CREDENTIALS_FULL_URI") != null
+                || System.getenv("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") != null;
+        if (inContainer) {
             return ContainerCredentialsProvider.builder().build();
         }
         return InstanceProfileCredentialsProvider.create();

@@ -7,7 +7,9 @@ import { fromInstanceMetadata, fromNodeProviderChain } from "@aws-sdk/credential
 
 const TIME_LIMIT_MS = 25_000;
 
-const newProvider = process.env.AWS_CONTAINER_CREDENTIALS_FULL_URI ? fromNodeProviderChain : fromInstanceMetadata;
+const { AWS_CONTAINER_CREDENTIALS_FULL_URI, AWS_CONTAINER_CREDENTIALS_RELATIVE_URI } = process.env;
+const inContainer = AWS_CONTAINER_CREDENTIALS_FULL_URI || AWS_CONTAINER_CREDENTIALS_RELATIVE_URI;
+const newProvider = inContainer ? fromNodeProviderChain : fromInstanceMetadata;
 
 function finish(status, answer) {
   const line = JSON.stringify({ client: "node", ...answer }) + "\n";
