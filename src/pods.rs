@@ -32,7 +32,7 @@ pub use witness::Objection;
 use witness::{Judged, NodeWitness};
 
 use crate::digest::Digest;
-use crate::links::witness::{Fixed, Witness};
+use crate::links::witness::{Fixed, RecordedPod, Witness};
 use crate::shares::Network;
 
 /// How often the node is checked for one answer if its view changes meanwhile.
@@ -329,11 +329,14 @@ impl Pods {
         self.shared.node.witness().has_bridges()
     }
 
-    /// Returns whether a client that connected from an address of no known pod must reconnect once the address belongs to a
-    /// pod: behind bridges, another pod may have used the address in the meantime. That is the case until the links of all pods
-    /// are pinned for the first time, and on nodes where CNI results name each pod before it can send anything.
-    pub fn distrusts_newcomers(&self) -> bool {
-        self.has_bridges() && (!self.shared.pinned.load(Ordering::Relaxed) || self.shared.node.witness().has_records())
+    /// Returns which pods a new connection may belong to, if the API assigns its address to no pod: `None` if to any pod that gets
+    /// the address later. Behind bridges, another pod may use the address until then. If CNI results name each pod before it can
+    /// send anything, they name the client already. Until the links of all pods are pinned for the first time, nobody else is
+    /// trusted either.
+    pub fn candidates(&self, ip: IpAddr) -> Option<Vec<RecordedPod>> {
+        let witness = self.shared.node.witness();
+        let are_limited = self.has_bridges() && (!self.shared.pinned.load(Ordering::Relaxed) || witness.has_records());
+        are_limited.then(|| witness.recorded(ip))
     }
 
     /// Sets the time of the node's last boot, by its current clock.

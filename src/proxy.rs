@@ -205,7 +205,7 @@ impl<A: AssumeRole> Proxy<A> {
             Ok(found) => found,
             Err(refusal) => return self.refuse(origin, refusal, asked),
         };
-        if !origin.is_of(&pod.uid) {
+        if !origin.is_of(&pod) {
             return self.refuse(origin, Refusal::Changed(pod), asked);
         }
         let with_token = matches!(route, Route::NewToken { .. }) || head.headers.contains_key(route::TOKEN);

@@ -118,8 +118,8 @@ struct Arrival {
     admission: Admission,
     /// The source that limits count it for.
     source: Source,
-    /// The generation of the pods at which it was accepted, if the kernel has to be asked whose address it is.
-    unchecked: Option<u64>,
+    /// Whether the kernel has yet to be asked whose address it is.
+    is_unchecked: bool,
     /// The kernel's record of its client, whose control group has yet to be found.
     unresolved: Option<RedirectedSocket>,
 }
@@ -373,30 +373,25 @@ impl<A: AssumeRole> Server<A> {
     fn arrival(&self, stream: TcpStream, mut admission: Admission, ip: IpAddr) -> Arrival {
         let pods = self.proxy.pods();
         let Some(origin) = admission.origin_mut() else {
-            return Arrival { stream, admission, source: Source::Node, unchecked: None, unresolved: None };
+            return Arrival { stream, admission, source: Source::Node, is_unchecked: false, unresolved: None };
         };
         if let Some(source) = redirected::source(origin, pods) {
-            return Arrival { stream, admission, source, unchecked: None, unresolved: None };
+            return Arrival { stream, admission, source, is_unchecked: false, unresolved: None };
         }
-        // Read first, so that a change in between is noticed later.
-        let generation = pods.generation();
         let found = pods.at_once(ip);
-        let unchecked = found.is_err().then_some(generation);
+        let is_unchecked = found.is_err();
         let source = Source::at_once(ip, found);
-        origin.late = unchecked.is_none() && matches!(source, Source::Unknown(..)) && pods.distrusts_newcomers();
-        Arrival { stream, admission, source, unchecked, unresolved: None }
+        if matches!(source, Source::Unknown(..)) {
+            origin.candidates = pods.candidates(ip);
+        }
+        Arrival { stream, admission, source, is_unchecked, unresolved: None }
     }
 
     /// Asks the kernel whose address a connection has. This may wait, so the connection's own task does it.
-    fn check(&self, admission: &mut Admission, source: &Source, permit: &ConnectionPermit, generation: u64) {
-        let Some(origin) = admission.origin_mut() else { return };
-        let pods = self.proxy.pods();
-        pods.catch_up();
-        let now = self.source(origin.ip);
-        permit.settle(&now);
-        // The API knew no pod there when it was accepted. The node's records did, unless they have changed since then.
-        let was_known = !matches!(now, Source::Unknown(..)) && pods.generation() == generation;
-        origin.late = matches!(source, Source::Unknown(..)) && !was_known && pods.distrusts_newcomers();
+    fn check(&self, admission: &Admission, permit: &ConnectionPermit) {
+        let Some(origin) = admission.origin() else { return };
+        self.proxy.pods().catch_up();
+        permit.settle(&self.source(origin.ip));
     }
 
     /// Returns the source behind this address, from what is known now. May wait for the kernel.
@@ -416,15 +411,15 @@ impl<A: AssumeRole> Server<A> {
     }
 
     async fn open(&self, arrival: Arrival, permit: ConnectionPermit) {
-        let Arrival { stream, mut admission, source, unchecked, unresolved } = arrival;
+        let Arrival { stream, mut admission, source, is_unchecked, unresolved } = arrival;
         let _open = self.metrics.connection();
         if let Some(record) = unresolved
             && !self.resolve(&mut admission, record).await
         {
             return;
         }
-        if let Some(generation) = unchecked {
-            self.check(&mut admission, &source, &permit, generation);
+        if is_unchecked {
+            self.check(&admission, &permit);
         }
         self.connection(stream, admission, &source, &permit).await;
     }

@@ -167,9 +167,16 @@ impl LinkTable {
             }
             KernelAnswer::Bridge { interface, mac, port } => {
                 record.at(Kept::Bridge(None), interface);
-                let other_mac = mac.is_some_and(|mac| record.saw_mac(mac));
-                let other_port = port.and_then(NonZeroU32::new).is_some_and(|port| record.saw_port(port));
-                if other_mac | other_port {
+                let has_moved = mac.is_some_and(|mac| record.saw_mac(mac));
+                let other_port = match (mac, port.and_then(NonZeroU32::new)) {
+                    (_, Some(port)) => record.saw_port(port),
+                    (Some(_), None) if is_kept => {
+                        record.saw_no_port();
+                        false
+                    }
+                    (_, None) => false,
+                };
+                if has_moved | other_port {
                     self.generation += 1;
                     record.moved = self.generation;
                 }
@@ -226,7 +233,7 @@ impl LinkTable {
     pub(super) fn distrust_bridges(&mut self) {
         let next = self.generation + 1;
         self.generation = next;
-        self.records.iter_mut().filter(|record| record.is_behind_bridge()).for_each(|record| record.moved = next);
+        self.records.iter_mut().filter(|record| record.is_behind_bridge()).for_each(|record| record.distrust(next));
     }
 
     /// Records that everything that was announced in this queue has been applied.
@@ -271,6 +278,7 @@ impl LinkTable {
                 self.generation += u64::from(self.links.remove(index).is_some());
                 self.look_for_bridges();
                 self.make_stale(|record| record.is_by(*index));
+                self.records.iter_mut().for_each(|record| record.lost_interface(*index));
             }
         }
     }
@@ -305,13 +313,12 @@ impl LinkTable {
         let Some(record) = self.records.get_mut(&key(ip)) else { return };
         if record.is_on_bridge(interface) {
             let before = record.mac();
-            let is_other = mac.is_some_and(|mac| record.saw_mac(mac));
-            if is_other {
+            if mac.is_some_and(|mac| record.saw_mac(mac)) {
                 record.moved = next;
                 self.generation = next;
             }
             // The kernel keeps reconfirming a neighbour, with the same address.
-            if is_other || before != mac || record.state == LookupState::Asked {
+            if before != mac || record.state == LookupState::Asked {
                 self.drop_record(ip);
             }
             mac.into_iter().for_each(|mac| self.remember(mac));

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::cni::{AttachmentRecord, Results};
-use super::witness::{Attached, Sight, Witness};
+use super::witness::{Attached, RecordedPod, Sight, Witness};
 use super::{Link, LinkKind, Links};
 
 /// The minimum interval between two announcements. Each one wakes all waiting tasks, and pods can cause changes without end.
@@ -86,13 +86,17 @@ impl Witness for NodeView {
             }
             let link = self.link_of(record, link?)?;
             last = Some(record.file());
-            Some(Attached { uid: record.uid(), pod: record.pod(), link })
+            Some(Attached { pod: record.pod(), link })
         });
         Sight { link, appeared: link.and_then(|link| self.links.appeared(link)), attached: attached.collect() }
     }
 
     fn has_record(&self, ip: IpAddr) -> bool {
         self.results.look(ip, |attachments| !attachments.is_empty())
+    }
+
+    fn recorded(&self, ip: IpAddr) -> Vec<RecordedPod> {
+        self.results.look(ip, |attachments| attachments.iter().map(AttachmentRecord::pod).collect())
     }
 
     fn behind(&self, ip: IpAddr) -> Option<u32> {

@@ -21,13 +21,20 @@ pub struct Sight {
     pub attached: Vec<Attached>,
 }
 
-/// A pod that a CNI result places at an address, and the link that the result names.
+/// A pod as a CNI result names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attached {
+pub struct RecordedPod {
     /// The digest of the pod's UID ([`Digest::of_name`]); runtimes before 2021 do not record it.
     pub uid: Option<Digest>,
     /// The digest of the pod's namespace and name ([`Digest::of_pod`]).
-    pub pod: Digest,
+    pub name: Digest,
+}
+
+/// A pod that a CNI result places at an address, and the link that the result names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The pod.
+    pub pod: RecordedPod,
     /// The link to the pod.
     pub link: Link,
 }
@@ -40,6 +47,8 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn at(&self, ip: IpAddr) -> Sight;
     /// Returns whether a CNI result assigns an address to a pod. Cheap: it is also called for addresses of no pod.
     fn has_record(&self, ip: IpAddr) -> bool;
+    /// Returns the pods to which CNI results assign an address, whether or not the kernel confirms it. Never queries the kernel.
+    fn recorded(&self, ip: IpAddr) -> Vec<RecordedPod>;
     /// Returns the number of the interface to the one pod that an address is behind, as far as is known. Meant for addresses of
     /// no known pod. Queries the kernel each time, and may wait for it.
     fn behind(&self, ip: IpAddr) -> Option<u32>;
@@ -87,6 +96,10 @@ impl Witness for Fixed {
 
     fn has_record(&self, _: IpAddr) -> bool {
         false
+    }
+
+    fn recorded(&self, _: IpAddr) -> Vec<RecordedPod> {
+        Vec::new()
     }
 
     fn behind(&self, _: IpAddr) -> Option<u32> {

@@ -190,21 +190,16 @@ impl NodeWitness {
 /// Returns the claims to an address, corrected by the CNI results for it, and the link that a result names for the pod. The error
 /// is the pod that the API names, if the results name another pod to which the API does not assign the address.
 fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> Result<(Claims, Option<Link>), Arc<Pod>> {
-    let digest_of_name = |pod: &Pod| Digest::of_pod(&pod.namespace, &pod.name);
-    let is = |attached: &Attached, pod: &Pod| match attached.uid {
-        Some(uid) => uid == pod.uid.digest(),
-        None => attached.pod == digest_of_name(pod),
-    };
     // A result that names the same pod as the API confirms it, whatever other results are left over.
     if let Claims::One(pod) = &claims
-        && let Some(attached) = attached.iter().find(|attached| is(attached, pod))
+        && let Some(attached) = attached.iter().find(|attached| pod.is_recorded(&attached.pod))
     {
         return Ok((claims, Some(attached.link)));
     }
     // A result with the same name and another UID is no evidence, because runtimes and the API use different UIDs for a static
     // pod.
     let is_named_alike = |attached: &&Attached| match &claims {
-        Claims::One(pod) => attached.pod == digest_of_name(pod),
+        Claims::One(pod) => attached.pod.name == Digest::of_pod(&pod.namespace, &pod.name),
         Claims::None | Claims::Ambiguous(_) | Claims::Unreadable(_) => false,
     };
     let mut attached = attached.iter().filter(|attached| !is_named_alike(attached));
@@ -213,11 +208,11 @@ fn compare(index: &Index, claims: Claims, attached: &[Attached], ip: IpAddr) -> 
         return Ok((claims, None));
     };
     if let Claims::Ambiguous(pods) = &claims
-        && let Some(pod) = pods.iter().find(|pod| is(attached, pod))
+        && let Some(pod) = pods.iter().find(|pod| pod.is_recorded(&attached.pod))
     {
         return Ok((Claims::One(pod.clone()), Some(attached.link)));
     }
-    let known = index.that_may_claim(attached.uid, attached.pod);
+    let known = index.that_may_claim(attached.pod.uid, attached.pod.name);
     // The kubelet reports a pod's address later than the CNI plugin records it.
     if let Some(pod) = known.filter(|pod| pod.ips.is_empty() || pod.ips.contains(&ip)) {
         return Ok((Claims::One(pod), Some(attached.link)));

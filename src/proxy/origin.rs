@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::route::Hosts;
 use crate::cgroup::CgroupOwner;
+use crate::links::witness::RecordedPod;
 use crate::pods::{Identifier, Pod, PodUid};
 
 /// The origin of requests: one connection.
@@ -15,9 +16,9 @@ pub struct Origin {
     pub ip: IpAddr,
     /// The hosts that a request may name on this connection.
     pub hosts: Hosts,
-    /// The connection was accepted before its address belonged to a pod, on a node with bridges. There, the node's records know a
-    /// pod before it can send anything, so the client may be another pod. Its requests are refused.
-    pub late: bool,
+    /// The pods that the connection may belong to; `None` for any ([`Pods::candidates`]). It was accepted before the API assigned
+    /// its address to a pod.
+    pub candidates: Option<Vec<RecordedPod>>,
     /// The connection is from the node's own network, as those of pods with `hostNetwork: true` are. Set only at the addresses of Pod
     /// Identity, where the token says which pod it is.
     pub is_of_node: bool,
@@ -41,7 +42,7 @@ pub struct ConnectedProcess {
 impl Origin {
     /// Creates the origin of a connection that belongs to no pod yet.
     pub fn new(ip: IpAddr, hosts: Hosts) -> Self {
-        Self { ip, hosts, late: false, is_of_node: false, process: None, pod: OnceLock::new(), is_over: AtomicBool::new(false) }
+        Self { ip, hosts, candidates: None, is_of_node: false, process: None, pod: OnceLock::new(), is_over: AtomicBool::new(false) }
     }
 
     /// Returns what identifies the pod. In the node's network, that is the control group alone, because the address is that of the
@@ -63,7 +64,7 @@ impl Origin {
 
     /// Returns whether no request on this connection can be served any more.
     pub fn is_over(&self) -> bool {
-        self.late || self.is_over.load(Ordering::Relaxed)
+        self.candidates.as_ref().is_some_and(Vec::is_empty) || self.is_over.load(Ordering::Relaxed)
     }
 
     /// Ends the connection with the next response.
@@ -71,12 +72,9 @@ impl Origin {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// Assigns the connection to the pod, if it belongs to none yet. Returns whether it belongs to this pod, and was not late.
-    pub(super) fn is_of(&self, pod: &PodUid) -> bool {
-        if self.late {
-            return false;
-        }
-        let is_own = self.pod.get_or_init(|| pod.clone()) == pod;
+    /// Assigns the connection to the pod, if it belongs to none yet. Returns whether it belongs to this pod.
+    pub(super) fn is_of(&self, pod: &Pod) -> bool {
+        let is_own = self.is_candidate(pod) && *self.pod.get_or_init(|| pod.uid.clone()) == pod.uid;
         if !is_own {
             self.close();
         }
@@ -88,8 +86,12 @@ impl Origin {
         self.pod.get()
     }
 
+    fn is_candidate(&self, pod: &Pod) -> bool {
+        self.candidates.as_ref().is_none_or(|candidates| candidates.iter().any(|candidate| pod.is_recorded(candidate)))
+    }
+
     /// Returns whether requests on this connection can be those of this pod.
     pub(super) fn may_be_of(&self, pod: &Pod) -> bool {
-        !self.late && !self.contradicts(pod) && self.pod.get().is_none_or(|own| *own == pod.uid)
+        self.is_candidate(pod) && !self.contradicts(pod) && self.pod.get().is_none_or(|own| *own == pod.uid)
     }
 }

@@ -118,7 +118,7 @@ impl<A: AssumeRole> Proxy<A> {
         if origin.contradicts(&pod) {
             return Err(Refusal::TokenOfOtherPod(sender(), claims));
         }
-        if !origin.is_of(&pod.uid) {
+        if !origin.is_of(&pod) {
             return Err(Refusal::Changed(pod));
         }
         if pod.uid != claims.pod_uid {
@@ -148,7 +148,7 @@ impl<A: AssumeRole> Proxy<A> {
         let since = Since { seen: self.seen(), until: tokio::time::Instant::now() + self.settings.pod_wait };
         let identifier = Identifier::Address(origin.ip);
         let (pod, context) = self.identify(origin, &identifier).await?;
-        if !origin.is_of(&pod.uid) {
+        if !origin.is_of(&pod) {
             return Err(Refusal::Changed(pod));
         }
         self.container_credentials(&identifier, pod, context, since).await
@@ -185,7 +185,7 @@ impl<A: AssumeRole> Proxy<A> {
             };
         }
         let (pod, _) = self.found(self.look_up(&Identifier::Address(origin.ip)).await)?;
-        if !origin.is_of(&pod.uid) {
+        if !origin.is_of(&pod) {
             return Err(Refusal::Changed(pod));
         }
         if is_of_other_node || pod.uid != claimed.pod_uid {

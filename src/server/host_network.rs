@@ -53,6 +53,6 @@ impl<A: AssumeRole> Server<A> {
             // The token of its first request says which pod it counts for.
             HostClient::Unresolved(_) | HostClient::Unknown => Source::unknown(from.ip()),
         };
-        Arrival { stream, admission, source, unchecked: None, unresolved: None }
+        Arrival { stream, admission, source, is_unchecked: false, unresolved: None }
     }
 }

@@ -27,9 +27,7 @@ struct Bridged {
 
 fn bridged() -> Option<Bridged> {
     let bed = Bed::new()?;
-    let bridge = bed.node.add_bridge("cni0").unwrap();
-    // A bridge without an address of its own takes the lowest of its ports', and discards its neighbours when that changes.
-    bed.node.ns().sh("ip link set cni0 address 0a:00:00:00:00:01").unwrap();
+    let bridge = bridge_of(&bed);
     // A neighbour that has just answered is protected for a moment (locktime). An attacker would only have to wait.
     bed.node.ns().sh("echo 0 >/proc/sys/net/ipv4/neigh/cni0/locktime").unwrap();
     let [victim, attacker, other] = ["victim", "attacker", "other"].map(|name| bed.pod_at(name, &bridge));
@@ -38,6 +36,14 @@ fn bridged() -> Option<Bridged> {
         bed.assert_served(pod, METADATA);
     }
     Some(Bridged { daemon, victim, attacker, other, bridge, bed })
+}
+
+/// Adds a bridge that keeps its neighbours. Without a link-layer address of its own, it takes the lowest of its ports', and discards
+/// its neighbours when that changes.
+pub(crate) fn bridge_of(bed: &Bed) -> Bridge {
+    let bridge = bed.node.add_bridge("cni0").unwrap();
+    bed.node.ns().sh("ip link set cni0 address 0a:00:00:00:00:01").unwrap();
+    bridge
 }
 
 /// Gives the pod the other pod's address instead of its own.
@@ -151,7 +157,7 @@ fn an_address_without_a_route_is_not_served() {
 }
 
 /// Records a pod's attachment as libcni does.
-fn record(results: &Path, bed: &Bed, pod: &Pod) {
+pub(crate) fn record(results: &Path, bed: &Bed, pod: &Pod) {
     let object = bed.api.get(Resource::Pods, Some("team-a"), &pod.name).unwrap();
     let mac = mac_of(pod).map(|octet| format!("{octet:02x}")).join(":");
     let result = json!({
@@ -174,7 +180,7 @@ fn record(results: &Path, bed: &Bed, pod: &Pod) {
 }
 
 /// Returns a pod's object with these addresses in its status.
-fn with_status(pod: &Pod, ips: &[IpAddr]) -> serde_json::Value {
+pub(crate) fn with_status(pod: &Pod, ips: &[IpAddr]) -> serde_json::Value {
     let texts: Vec<_> = ips.iter().map(ToString::to_string).collect();
     let arn = format!("arn:aws:iam::123456789012:role/{}", pod.role());
     let builder = PodBuilder::new("team-a", &pod.name).ips(texts.iter().map(String::as_str));
@@ -263,7 +269,7 @@ fn an_early_connection_on_a_bridge_waits_for_the_links() {
     bed.assert_served(&pod, METADATA);
 }
 
-fn until(what: &str, reached: impl Fn() -> bool) {
+pub(crate) fn until(what: &str, reached: impl Fn() -> bool) {
     let began = Instant::now();
     while !reached() {
         assert!(began.elapsed() < PATIENCE, "never: {what}");

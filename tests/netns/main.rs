@@ -29,6 +29,7 @@ mod own_requests;
 mod pod_identity;
 mod pod_identity_rules;
 mod redirects;
+mod reused_addresses;
 mod routing;
 mod selftest;
 mod upstream;

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::attachment::Attachment;
 use crate::digest::Digest;
+use crate::links::witness::RecordedPod;
 use crate::sorted::Keyed;
 
 /// Records that a result file assigns an address to a pod. Names are kept only as digests, to be compared with those of
@@ -16,8 +17,7 @@ use crate::sorted::Keyed;
 pub struct AttachmentRecord {
     pub(super) ip: Digest,
     pub(super) file: Digest,
-    uid: Option<Digest>,
-    pod: Digest,
+    pod: RecordedPod,
     interfaces: [Option<Digest>; 2],
     written: u64,
     mac: Option<[u8; 6]>,
@@ -39,7 +39,7 @@ impl AttachmentRecord {
     /// Returns the records of an attachment.
     pub(super) fn all_of(file: Digest, attachment: &Attachment) -> Vec<Self> {
         let Attachment { namespace, pod, uid, host_interfaces, ips, mac, written } = attachment;
-        let (uid, pod) = (uid.as_ref().map(Digest::of_name), Digest::of_pod(namespace, pod));
+        let pod = RecordedPod { uid: uid.as_ref().map(Digest::of_name), name: Digest::of_pod(namespace, pod) };
         let mut parts: Vec<[Option<Digest>; 2]> =
             host_interfaces.chunks(2).map(|names| [names.first(), names.get(1)].map(|name| name.map(Digest::of_name))).collect();
         if parts.is_empty() {
@@ -47,7 +47,7 @@ impl AttachmentRecord {
         }
         let of_ip = |ip: &IpAddr| {
             let ip = Digest::of_ip(*ip);
-            let record = move |(part, interfaces)| Self { ip, file, uid, pod, interfaces, written: *written, mac: *mac, part };
+            let record = move |(part, interfaces)| Self { ip, file, pod, interfaces, written: *written, mac: *mac, part };
             (0..).zip(parts.clone()).map(record)
         };
         ips.iter().flat_map(of_ip).collect()
@@ -58,14 +58,8 @@ impl AttachmentRecord {
         self.file
     }
 
-    /// Returns the digest of the pod's UID ([`Digest::of_name`]), as the runtime knows it; `None` if the runtime does not pass
-    /// it on.
-    pub fn uid(&self) -> Option<Digest> {
-        self.uid
-    }
-
-    /// Returns the digest of the pod's namespace and name ([`Digest::of_pod`]).
-    pub fn pod(&self) -> Digest {
+    /// Returns the pod, with its UID as the runtime knows it.
+    pub fn pod(&self) -> RecordedPod {
         self.pod
     }
 

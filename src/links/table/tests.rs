@@ -186,6 +186,78 @@ fn a_forgotten_address_is_unknown_and_has_not_moved() {
 }
 
 #[test]
+fn a_link_layer_address_left_by_an_earlier_pod_has_not_moved() {
+    let (next, left) = (on_bridge(Some(OTHER), Some(8)), on_bridge(Some(MAC), None));
+    // Known from the first answer, or because its port was removed.
+    let mut queried = table();
+    put(&mut queried, ip(1), left);
+    let mut removed = table();
+    put(&mut removed, ip(1), on_bridge(Some(MAC), Some(7)));
+    removed.apply(&LinkEvent::Gone(7));
+    put(&mut removed, ip(1), left);
+    for table in [&mut queried, &mut removed] {
+        assert_stale(table, ip(1), &neighbour(Some(OTHER)), true);
+        assert_eq!(moved(put(table, ip(1), next)), 0);
+        assert_stale(table, ip(1), &neighbour(Some(MAC)), true);
+        assert!(moved(put(table, ip(1), on_bridge(Some(MAC), Some(9)))) > 0, "the next change is a move");
+    }
+    // A pod may get the link-layer address of the earlier one.
+    let mut table = table();
+    put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
+    table.apply(&LinkEvent::Gone(7));
+    table.apply(&forwarding(MAC, Some(8)));
+    assert_eq!(moved(put(&mut table, ip(1), on_bridge(Some(MAC), Some(8)))), 0);
+}
+
+#[test]
+fn a_link_layer_address_that_somebody_may_have_used_has_moved() {
+    const THIRD: Mac = [2, 0, 0, 0, 0, 3];
+    let (own, left) = (on_bridge(Some(MAC), Some(7)), on_bridge(Some(MAC), None));
+    let uses: [&dyn Fn(&mut LinkTable); 6] = [
+        // The pod is silent, and the bridge has forgotten its port.
+        &|table| {
+            put(table, ip(1), own);
+            table.apply(&forwarding(MAC, None));
+            put(table, ip(1), left);
+        },
+        // Another pod has had the address since.
+        &|table| {
+            put(table, ip(1), left);
+            table.apply(&neighbour(Some(THIRD)));
+        },
+        &|table| {
+            put(table, ip(1), left);
+            table.apply(&neighbour(Some(THIRD)));
+            put(table, ip(1), on_bridge(Some(THIRD), None));
+        },
+        // Another pod has used the link-layer address since.
+        &|table| {
+            put(table, ip(1), left);
+            table.apply(&forwarding(MAC, Some(9)));
+        },
+        // The port of another pod was removed.
+        &|table| {
+            put(table, ip(1), own);
+            table.apply(&LinkEvent::Gone(8));
+            table.apply(&forwarding(MAC, None));
+            put(table, ip(1), left);
+        },
+        // Notifications were lost.
+        &|table| {
+            put(table, ip(1), left);
+            table.distrust_bridges();
+        },
+    ];
+    for (case, use_it) in uses.iter().enumerate() {
+        let mut table = table();
+        use_it(&mut table);
+        let before = table.generation();
+        table.apply(&neighbour(Some(OTHER)));
+        assert!(moved(put(&mut table, ip(1), on_bridge(Some(OTHER), Some(8)))) > before, "case {case}");
+    }
+}
+
+#[test]
 fn a_vlan_aware_bridge_uses_its_own_vlan() {
     let mut table = table();
     table.set_links(&[Interface { vlan: Some(5), ..interface(BRIDGE, "bridge", None) }, interface(7, "veth", Some(BRIDGE))]);
@@ -292,7 +364,7 @@ fn bridges_count_only_with_ports() {
 
 #[test]
 fn a_record_is_small() {
-    assert_eq!((size_of::<AddressRecord>(), size_of::<KnownInterface>()), (40, 24));
+    assert_eq!((size_of::<AddressRecord>(), size_of::<KnownInterface>()), (48, 24));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
-use super::{Fixed, Sight, Witness};
+use super::{Fixed, RecordedPod, Sight, Witness};
 
 /// A witness that sees nothing and gives only as many answers as the test allows.
 #[derive(Debug)]
@@ -43,6 +43,10 @@ impl Witness for Held {
 
     fn has_record(&self, ip: IpAddr) -> bool {
         self.blind.has_record(ip)
+    }
+
+    fn recorded(&self, ip: IpAddr) -> Vec<RecordedPod> {
+        self.blind.recorded(ip)
     }
 
     fn behind(&self, ip: IpAddr) -> Option<u32> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::digest::Digest;
+use crate::links::witness::RecordedPod;
 
 /// A namespace and a name.
 pub(super) type Name = (String, String);
@@ -110,6 +111,14 @@ impl Pod {
     pub fn for_test(namespace: &str, name: &str) -> Self {
         let uid = PodUid(format!("{namespace}/{name}").into());
         Self::named(PodName { uid, namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    /// Returns whether a CNI result names this pod. Without a UID, the name decides.
+    pub(crate) fn is_recorded(&self, as_pod: &RecordedPod) -> bool {
+        match as_pod.uid {
+            Some(uid) => uid == self.uid.digest(),
+            None => as_pod.name == Digest::of_pod(&self.namespace, &self.name),
+        }
     }
 
     /// Creates a running pod with the service account `default`, without annotations and addresses.

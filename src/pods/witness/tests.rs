@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::links::LinkKind;
+use crate::links::witness::RecordedPod;
 use crate::pods::index::{PodUid, Sandbox};
 use crate::pods::tests::pod;
 use crate::pods::{Lookup, Pods, PodsWriter, pods_with};
@@ -40,7 +41,7 @@ impl Fake {
 
     /// Sets the interface that leads to an address, and the pods that CNI results place there.
     fn attach(&self, at: &str, interface: u32, uids: &[&str]) {
-        let attached = |uid: &&str| Attached { uid: Some(Digest::of_name(*uid)), ..by_name(uid, interface) };
+        let attached = |uid: &&str| by_uid(uid, uid, own(interface));
         self.see(at, Sight { link: Some(own(interface)), attached: uids.iter().map(attached).collect(), ..Sight::default() });
     }
 }
@@ -59,6 +60,11 @@ impl Witness for Fake {
         self.sights.lock().unwrap_or_else(PoisonError::into_inner).get(&ip).is_some_and(|sight| !sight.attached.is_empty())
     }
 
+    fn recorded(&self, ip: IpAddr) -> Vec<RecordedPod> {
+        let sights = self.sights.lock().unwrap_or_else(PoisonError::into_inner);
+        sights.get(&ip).map(|sight| sight.attached.iter().map(|attached| attached.pod).collect()).unwrap_or_default()
+    }
+
     fn behind(&self, ip: IpAddr) -> Option<u32> {
         // Each /24 network is behind a port with the number of its three leading octets.
         Some(u32::from_be_bytes(if let IpAddr::V4(ip) = ip { ip.octets() } else { [0; 4] }) >> 8)
@@ -74,7 +80,8 @@ impl Witness for Fake {
     }
 
     fn has_records(&self) -> bool {
-        false
+        let sights = self.sights.lock().unwrap_or_else(PoisonError::into_inner);
+        sights.values().any(|sight| !sight.attached.is_empty())
     }
 
     fn has_bridges(&self) -> bool {
@@ -97,7 +104,11 @@ fn own(interface: u32) -> Link {
 }
 
 fn by_name(name: &str, interface: u32) -> Attached {
-    Attached { uid: None, pod: Digest::of_pod("default", name), link: own(interface) }
+    Attached { pod: RecordedPod { uid: None, name: Digest::of_pod("default", name) }, link: own(interface) }
+}
+
+fn by_uid(uid: &str, name: &str, link: Link) -> Attached {
+    Attached { pod: RecordedPod { uid: Some(Digest::of_name(uid)), name: Digest::of_pod("default", name) }, link }
 }
 
 /// Creates a node that was booted at [`BOOT`], and its pods.
@@ -315,7 +326,7 @@ fn a_record_and_a_link_that_contradict_each_other_are_both_distrusted() {
     let (node, writer, pods) = node();
     // On a bridge, the record names the pod's own MAC address; the neighbour that answers has another.
     let bridge = |last| Link { interface: 3, kind: LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, last]), port: None, moved: 0 } };
-    let attached = Attached { uid: Some(Digest::of_name("a")), link: bridge(1), ..by_name("a", 3) };
+    let attached = by_uid("a", "a", bridge(1));
     node.see("10.0.0.1", Sight { link: Some(bridge(2)), attached: vec![attached], ..Sight::default() });
     apply(&writer, [pod("a", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), Err(Some(Objection::LinkChanged)), "even when the link is first seen");
@@ -471,7 +482,7 @@ fn an_agreement_is_checked_again_for_the_next_pod_and_after_each_change() {
 #[test]
 fn a_static_pod_with_another_uid_in_its_record_is_served() {
     let (node, writer, pods) = node();
-    let attached = Attached { uid: Some(Digest::of_name("hash-of-its-manifest")), ..by_name("static", 7) };
+    let attached = by_uid("hash-of-its-manifest", "static", own(7));
     node.see("10.0.0.1", Sight { link: Some(own(7)), attached: vec![attached], ..Sight::default() });
     apply(&writer, [pod("static", "10.0.0.1")]);
     assert_eq!(found(&pods, "10.0.0.1"), is("static"));
@@ -532,4 +543,22 @@ async fn addresses_behind_one_bridge_port_share_their_places() {
     for waiter in new_pods {
         assert!(matches!(waiter.await.unwrap(), Lookup::Found(..)));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_recorded_pods_may_have_connections_from_before_the_api_knew_them() {
+    let (node, writer, pods) = node();
+    node.attach("10.0.0.1", 7, &["a"]);
+    assert_eq!(pods.candidates(ip("10.0.0.1")), None, "packets of pods cannot change routes");
+    node.has_bridges.store(true, Ordering::SeqCst);
+    assert_eq!(pods.candidates(ip("10.0.0.1")), Some(vec![by_uid("a", "a", own(7)).pod]));
+    assert_eq!(pods.candidates(ip("10.0.0.2")), Some(vec![]));
+    // Without any record, a pod's links are known from its first packet on.
+    node.see("10.0.0.1", Sight::default());
+    assert_eq!(pods.candidates(ip("10.0.0.1")), Some(vec![]), "nothing is pinned yet");
+    writer.write(|index| index.list_at([], [], None, false));
+    pods.pin().await;
+    assert_eq!(pods.candidates(ip("10.0.0.1")), None);
+    node.attach("10.0.0.2", 8, &["b"]);
+    assert_eq!(pods.candidates(ip("10.0.0.1")), Some(vec![]), "each pod has a record");
 }

@@ -1,6 +1,8 @@
 //! What is handed over for pods' owners, request by request.
 
 use super::*;
+use crate::digest::Digest;
+use crate::links::witness::RecordedPod;
 
 impl Node {
     /// Pods and causes since the last time this was asked.
@@ -82,10 +84,30 @@ async fn what_a_setting_or_the_client_can_change_is_told() {
 async fn a_rejection_on_a_connection_of_an_earlier_pod_blames_nobody() {
     let node = node(TokenMode::Required, &[WEB]);
     let mut origin = Origin::new("10.0.0.1".parse().unwrap(), Hosts::default());
-    origin.late = true;
+    origin.candidates = Some(Vec::new());
     assert_eq!(node.ask_on(&origin, "GET", LIST, &[("x-forwarded-for", "10.1.1.1")]).await.status, 403);
     assert!(node.counted(r#"rolegate_denials_total{reason="forwarded"} 1"#));
     assert_eq!(node.told(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_belongs_only_to_the_pods_that_had_its_address() {
+    let node = node(TokenMode::Optional, &[WEB]);
+    let recorded = |uid: Option<&str>, name| RecordedPod { uid: uid.map(Digest::of_name), name: Digest::of_pod("default", name) };
+    let own = recorded(Some("uid-of-web-1"), "web-1");
+    for (candidates, status) in [
+        (vec![own], 200),
+        (vec![recorded(Some("uid-of-another"), "another"), own], 200),
+        (vec![recorded(None, "web-1")], 200),
+        (vec![recorded(Some("uid-of-another"), "web-1")], 500),
+        (vec![recorded(None, "another")], 500),
+        (vec![], 500),
+    ] {
+        let mut origin = Origin::new("10.0.0.1".parse().unwrap(), Hosts::default());
+        origin.candidates = Some(candidates.clone());
+        assert_eq!(node.ask_on(&origin, "GET", LIST, &[]).await.status, status, "{candidates:?}");
+        assert_eq!(origin.is_over(), status == 500, "{candidates:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

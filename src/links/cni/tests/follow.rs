@@ -14,7 +14,6 @@ use tokio::task::JoinHandle;
 
 use super::super::directory::MAX_FILE;
 use super::super::keep::RetryPauses;
-use super::super::record::AttachmentRecord;
 use super::files::{self, Written, pod};
 use super::{MAX_FILES, Results};
 use crate::digest::Digest;
@@ -80,7 +79,7 @@ async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
 
 fn pods(results: &Results, number: u32) -> Vec<Digest> {
     let [_, high, middle, low] = number.to_be_bytes();
-    results.of([10, high, middle, low].into()).iter().map(AttachmentRecord::pod).collect()
+    results.of([10, high, middle, low].into()).iter().map(|record| record.pod().name).collect()
 }
 
 /// Returns the digest of the pod with this number.
@@ -357,5 +356,5 @@ async fn an_address_is_always_one_of_its_claimants() {
         })
         .await;
     }
-    assert_eq!(Digest::of_name(files::UID), kept.results.of([10, 0, 0, 9].into())[0].uid().unwrap());
+    assert_eq!(Digest::of_name(files::UID), kept.results.of([10, 0, 0, 9].into())[0].pod().uid.unwrap());
 }

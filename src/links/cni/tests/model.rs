@@ -152,7 +152,7 @@ fn attachment(file: u8, ips: &[u8], written: u64) -> Option<Attachment> {
 fn a_full_table_forgets_the_oldest_files() {
     let mut table = AttachmentTable::new(3);
     let assert_pods = |table: &AttachmentTable, wanted: [u8; 3]| {
-        let mut pods: Vec<Digest> = table.of(ip(1)).iter().map(AttachmentRecord::pod).collect();
+        let mut pods: Vec<Digest> = table.of(ip(1)).iter().map(|record| record.pod().name).collect();
         let mut wanted = wanted.map(|file| Digest::of_pod("shop", &format!("web-{file}")));
         pods.sort();
         // An attachment with three interfaces has two records.
