@@ -787,7 +787,7 @@ fn the_compiler_version_is_the_same_everywhere() {
         let file = format!(".github/workflows/{workflow}.yml");
         let text = read(&file);
         let named: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("RUSTUP_TOOLCHAIN: ")).collect();
-        assert_eq!(named, [version.as_str()], "{file}");
+        assert!(!named.is_empty() && named.iter().all(|name| *name == version), "{file}: {named:?}");
     }
 }
 
