@@ -2,10 +2,13 @@
 # dependency is compiled only once.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster check bench fuzz tools
+.PHONY: help demo test test-cluster check bench fuzz image tools
 
 CARGO_DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.2
+IMAGE ?= rolegate
+# The first of these that is installed builds the image.
+IMAGE_BUILDER ?= $(notdir $(firstword $(foreach name,docker podman buildah,$(shell command -v $(name)))))
 # The time for each target, in seconds.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := annotations arn host patterns route service_account_token token
@@ -35,6 +38,10 @@ fuzz: ## run every fuzz target for FUZZ_SECONDS (60); needs a nightly toolchain 
 		mkdir -p fuzz/corpus/$$target; \
 		cargo +nightly fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=5; \
 	done
+
+image: ## build the image with docker, podman or buildah, as IMAGE (rolegate); it contains the daemon and the programs for packet rules
+	@test -n "$(IMAGE_BUILDER)" || { echo 'make image: install docker, podman or buildah' >&2; exit 1; }
+	DOCKER_BUILDKIT=1 $(IMAGE_BUILDER) build --tag $(IMAGE) --label "org.opencontainers.image.revision=$$(git rev-parse HEAD)" .
 
 tools: ## install cargo-deny and shellcheck, which check uses if they are installed
 	cargo install --locked cargo-deny --version $(CARGO_DENY_VERSION)
