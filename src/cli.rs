@@ -66,6 +66,7 @@ const PROJECT: &str = "PROJECT";
 /// `rolegate pod-identity`, and its only subcommand.
 const POD_IDENTITY: &str = "pod-identity";
 const RENDER: &str = "render";
+const WAIT: &str = "wait";
 
 /// What `migrate` reads besides the manifests of other projects.
 const ANNOTATIONS: &str = "annotations";
@@ -88,6 +89,7 @@ pub fn command() -> Command {
         .subcommand(probe_command())
         .subcommand(migrate_command())
         .subcommand(pod_identity_command())
+        .subcommand(Command::new(WAIT).about("Do nothing until the process is ended (for the DaemonSet that removes the rules)"))
         // The daemon starts it, nobody else.
         .subcommand(Command::new(helper::SUBCOMMAND).hide(true));
     flags::add_to(program)
@@ -256,7 +258,26 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, env: &dyn Fn(&str) ->
         Some(("probe", matches)) => probed(matches, env),
         Some(("migrate", matches)) => migrated(matches, env),
         Some((POD_IDENTITY, matches)) => rendered(matches, env),
+        Some((WAIT, _)) => waited(),
         _ => run(&matches, env, &arguments, warnings),
+    }
+}
+
+/// Waits for a signal. The image has no other program that could do this.
+fn waited() -> ExitCode {
+    let wait = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            stop_signal()?.await;
+            anyhow::Ok(())
+        })
+    };
+    match wait() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("rolegate: {}", failure::text(&error)));
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -163,7 +163,14 @@ def pod(space, name, role=None, **spec):
 
 def apply(*objects):
     """Creates or changes objects."""
-    kubectl("apply", "--filename=-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    try:
+        kubectl("apply", "--filename=-", text=text)
+    except Failed as failed:
+        # A controller may create the default service account of a namespace at the same time.
+        if "AlreadyExists" not in str(failed):
+            raise
+        kubectl("apply", "--filename=-", text=text)
 
 
 def start(*objects):

@@ -102,16 +102,36 @@ fn configured(arguments: impl IntoIterator<Item = String>) -> config::Config {
     config::Config::from_source(&matches, &|_| None).unwrap()
 }
 
+/// The image has no program besides the daemon that a container could start.
+#[test]
+fn containers_start_commands_that_the_image_has() {
+    let mut seen = BTreeSet::new();
+    for (name, objects) in goldens() {
+        for daemon in objects.iter().filter(|object| object["kind"] == "DaemonSet") {
+            let template = &daemon["spec"]["template"]["spec"];
+            let containers = ["initContainers", "containers"].into_iter().filter_map(|list| template[list].as_array()).flatten();
+            for container in containers.filter(|container| container["image"].as_str().unwrap().contains("/rolegate")) {
+                assert!(container["command"].is_null(), "{name}: {container}");
+                let arguments = container["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap());
+                let parsed = rolegate::cli::command().try_get_matches_from(std::iter::once("rolegate").chain(arguments));
+                let parsed = parsed.unwrap_or_else(|error| panic!("{name}: {error}"));
+                seen.extend(parsed.subcommand_name().map(str::to_owned));
+            }
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["redirect", "wait"], "the DaemonSet that removes the rules");
+}
+
 #[test]
 fn the_daemon_starts_with_the_arguments_of_the_chart() {
     let mut seen = 0;
     for (name, objects) in goldens() {
         for daemon in objects.iter().filter(|object| object["kind"] == "DaemonSet") {
             let container = &daemon["spec"]["template"]["spec"]["containers"][0];
-            let Some(arguments) = container["args"].as_array() else {
-                assert_eq!(container["command"][0], "sleep", "{name}");
+            let arguments = container["args"].as_array().unwrap();
+            if arguments[0] == "wait" {
                 continue;
-            };
+            }
             let config = configured(arguments.iter().map(|argument| argument.as_str().unwrap().to_owned()));
             seen += 1;
             if name == "default" {

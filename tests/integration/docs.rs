@@ -406,7 +406,7 @@ const OF_OTHERS: &[&str] = &[
     "set",
     "reuse-values",
     "take-ownership",
-    "force-conflicts",
+    "server-side",
 ];
 
 #[test]

@@ -303,7 +303,7 @@ containers:
     {{- with $values.image.pullPolicy }}
     imagePullPolicy: {{ . }}
     {{- end }}
-    command: [sleep, infinity]
+    args: [wait]
     {{- with $values.resources }}
     resources:
       {{- toYaml . | nindent 6 }}
