@@ -54,14 +54,15 @@ pub trait RedirectedSockets: Send + Sync + fmt::Debug {
     fn find(&self, peer: SocketAddr, local: SocketAddr) -> io::Result<Option<RedirectedSocket>>;
 }
 
-/// Tells which control groups sockets in the node's network belong to.
+/// Finds the control groups of sockets in the node's network.
 pub trait SocketCgroups: Send + Sync + fmt::Debug {
-    /// Returns the control group of the process that created the client's socket of a connection within this network. `None` if there is
-    /// no such socket any more, it is in another network, or the kernel does not tell. IPv4 addresses are plain ones, not mapped to IPv6.
+    /// Returns the control group of the process that created the client's socket of a connection within this network. `None` if the
+    /// socket no longer exists, it is in another network, or the kernel does not report a control group. IPv4 addresses are not mapped to
+    /// IPv6.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be asked.
+    /// The query to the kernel fails.
     fn of(&self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<CgroupId>>;
 }
 

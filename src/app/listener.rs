@@ -29,7 +29,7 @@ pub(super) enum PodListener {
     /// Ours alone, as far as is known: it listens, and is accepted from as soon as may be.
     Own(StdListener),
     /// Another daemon listens at this port on a socket of its own. The kernel would give us half of its connections, so ours
-    /// is bound and does not listen before they can be served. With the flag of the address.
+    /// is bound, but does not listen before they can be served. The last field is the flag that sets the address.
     Beside(Socket, SocketAddr, &'static str),
     /// The socket of a daemon that serves on: who is not accepted here is accepted there.
     Shared(TakenOver),
@@ -163,7 +163,7 @@ fn not_taken(path: &Path, error: &handover::HandoverError) {
 fn not_shared(error: anyhow::Error, flag: &str) -> anyhow::Error {
     if is_in_use(&error) {
         let cause = format!("the port of {flag} is in use by another program, or by a daemon without --handover-socket");
-        error.context(Failure::new(cause, "stop it first"))
+        error.context(Failure::new(cause, "stop that program or daemon first"))
     } else {
         error
     }

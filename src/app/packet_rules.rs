@@ -60,9 +60,9 @@ pub(super) struct PacketRules {
 pub(super) struct Keepers {
     pub(super) rules: Reconciler<SelectedBackend, System>,
     pub(super) bpf: Option<Keeper>,
-    /// What the rules are kept with.
+    /// The backend that maintains the rules.
     pub(super) backend: Arc<SelectedBackend>,
-    /// The rules that are kept.
+    /// The wanted rules.
     pub(super) placed: RuleSet,
 }
 
@@ -268,8 +268,8 @@ fn log_to_daemon(logged: &mut Changes<Vec<String>>, found: Vec<String>) {
             redirects,
             "another program redirects connections to the daemon's address and the app port, or to an address of Pod Identity, which is an \
              attack or a mistake: whoever answers pods' requests chooses their credentials, and receives their tokens; rolegate's rules \
-             come before packet rules of other programs, with nftables before all of them; use nftables, and delete the Service or host \
-             port that redirects these connections"
+             come before packet rules of other programs, with nftables before all of them; delete the Service or host port that redirects \
+             these connections, and set --redirect=nftables"
         );
     }
 }

@@ -66,9 +66,9 @@ pub(super) struct RequestSources {
     pub(super) pods: Pods,
     /// Receives what pods' owners should know.
     pub(super) events: Reporter,
-    /// What requests with service account tokens are answered with, where they are served.
+    /// The parts that serve Pod Identity; `None` if it is off.
     pub(super) pod_identity: Option<PodIdentity>,
-    /// Records what requests show the migration report.
+    /// Records the requests that the migration report is about.
     pub(super) recorder: Recorder,
     /// Where the manifests of pods are read, for `rolegate explain`.
     pub(super) manifests: Arc<dyn PodManifests>,

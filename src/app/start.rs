@@ -144,8 +144,8 @@ impl Start<'_> {
         (Redirected::new(sockets, cgroups), exempted)
     }
 
-    /// Starts the tasks that fetch the issuer's keys and keep the addresses of Pod Identity. Returns what requests with
-    /// tokens are answered with.
+    /// Starts the tasks that fetch the issuer's keys and keep the addresses of Pod Identity on the node. Returns the parts that serve
+    /// Pod Identity.
     pub(super) fn follow_issuer(&mut self, config: &PodIdentityConfig, kube: &Client) -> PodIdentity {
         let (keys, refresher) = issuer_keys(Arc::new(ApiKeySource::new(kube.clone())), config.issuers.clone(), self.metrics.clone());
         self.tasks.spawn("keys of the service account issuer", refresher.run());
@@ -158,7 +158,8 @@ impl Start<'_> {
         }
     }
 
-    /// Begins to look for the control groups of pods, for Pod Identity. Returns what distinguishes clients in the node's network by them.
+    /// With Pod Identity, starts the task that looks for the control groups of pods. Returns what distinguishes clients in the node's
+    /// network by their control groups.
     pub(super) fn tell_host_clients_apart(&mut self) -> Option<HostClients> {
         let (config, cgroups) = (self.config, Arc::default());
         config.pod_identity.as_ref()?;

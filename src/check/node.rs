@@ -71,7 +71,7 @@ pub(crate) fn redirects_of_daemon_connections(found: &[String]) -> Vec<CheckItem
     let warning = |redirect: &String| {
         SECTION
             .warning("daemon-connections", format!("another program redirects connections to the daemon: {redirect}"))
-            .advise("delete the Service or host port that redirects them; for the app port, choose another --app-port; use nftables")
+            .advise("delete the Service or host port that redirects them, or choose another --app-port if it is the app port; set --redirect=nftables")
     };
     found.iter().map(warning).collect()
 }

@@ -43,7 +43,7 @@ pub(crate) fn needed(config: &Config) -> Vec<Permission> {
             group: "authentication.k8s.io",
             resource: "tokenreviews",
             verbs: &["create"],
-            purpose: "--pod-identity-token-review refuses every service account token without it",
+            purpose: "without it, --pod-identity-token-review refuses every service account token",
             missing: CheckStatus::Failed,
         });
     }

@@ -65,7 +65,7 @@ pub fn add_to_redirect(command: Command) -> Command {
     shared.fold(command, |command, flag| command.arg(arg(flag, "Serving")))
 }
 
-/// Adds that of `rolegate migrate`, which is the daemon's as well.
+/// Adds the flag that `rolegate migrate` shares with the daemon.
 pub fn add_to_migrate(command: Command) -> Command {
     all().filter(|flag| flag.name == SHARED_WITH_MIGRATE).fold(command, |command, flag| command.arg(arg(flag, "Only for annotations")))
 }

@@ -16,7 +16,9 @@ pub(crate) fn role_key(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String
     let nothing = |_: &str| None;
     let mut source = SettingSource::new(matches, if reads_workloads { env } else { &nothing });
     if !reads_workloads && source.is_argument(ROLE_KEY) {
-        source.mistake(format!("--{ROLE_KEY} is only for annotations: manifests of kube2iam and kiam name the key themselves"));
+        source.mistake(format!(
+            "--{ROLE_KEY} is only for rolegate migrate annotations: the manifests of kube2iam and kiam name the key themselves"
+        ));
     }
     let key = source.annotation_key(ROLE_KEY);
     let mistakes = source.into_mistakes();

@@ -97,7 +97,7 @@ impl PodIdentityConfig {
         of_pods.chain(of_host).chain(self.relative_address.map(|address| (address, IdentityEndpoint::RelativeUri)))
     }
 
-    /// Returns these addresses alone.
+    /// Returns every address that the daemon listens on.
     pub fn addresses_alone(&self) -> impl Iterator<Item = SocketAddr> {
         self.listen_addresses().map(|(address, _)| address)
     }

@@ -205,14 +205,14 @@ fn check_uri(text: &str, manifest: &PodManifest, config: &PodIdentityConfig) -> 
     };
     let address = SocketAddr::new(ip, uri.port_u16().unwrap_or(80));
     if ip.is_loopback() && !manifest.host_network && !config.addresses.contains(&address) {
-        return Err(obstacle("this is the pod's own loopback address, because the pod has no hostNetwork"));
+        return Err(obstacle("this is the pod's own loopback address, because the pod does not use hostNetwork"));
     }
     if ip == IpAddr::V6(Ipv6Addr::LOCALHOST) || !config.addresses_alone().any(|served| served == address) {
         return Err(obstacle("the daemon does not serve this address"));
     }
     let has_family = manifest.ips.is_empty() || manifest.ips.iter().any(|own| own.is_ipv4() == ip.is_ipv4());
     if !has_family && !manifest.host_network {
-        return Err(obstacle("the pod has no address of this family"));
+        return Err(obstacle("the pod has no address of this IP family"));
     }
     Ok(())
 }
@@ -236,7 +236,7 @@ fn check_file(file: &str, container: &ManifestContainer, manifest: &PodManifest,
     if tokens.iter().any(|token| is_it(token)) {
         return Ok(());
     }
-    let advice = "name the path of the token with the audience of --pod-identity-audience";
+    let advice = "set it to the path of the token with the audience of --pod-identity-audience";
     match manifest.tokens.iter().find(|token| is_it(token)) {
         Some(token) if token.audience.is_empty() => Err(obstacle("this token is for the Kubernetes API".to_owned(), advice)),
         Some(token) => Err(obstacle(format!("this token is for the audience {}", token.audience), advice)),

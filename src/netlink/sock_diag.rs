@@ -1,6 +1,6 @@
 //! Queries to the kernel about sockets (sock_diag(7)): which control group a socket belongs to. They need no capability.
 //!
-//! Layout and numbers: linux/sock_diag.h, linux/inet_diag.h. Linux tells the control group since 5.8 (`INET_DIAG_CGROUP_ID`).
+//! Layout and numbers: linux/sock_diag.h, linux/inet_diag.h. Linux reports the control group since 5.8 (`INET_DIAG_CGROUP_ID`).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,7 +28,7 @@ const CONNECTED: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8;
 /// The time limit for an answer. The kernel gives it before the request returns.
 const ANSWER_TIMEOUT: TimeVal = TimeVal::new(0, 100_000);
 
-/// Tells the control groups of sockets in the network namespace in which it was opened.
+/// Finds the control groups of sockets in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct KernelSockets(Mutex<Netlink>);
 
@@ -72,7 +72,7 @@ fn socket_request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
 }
 
 /// Returns the control group in an answer, if the answer is about a connected socket with these addresses: where there is none, the kernel
-/// answers with a listener. `None` if the kernel does not tell it.
+/// answers with a listener. `None` if the kernel does not report it.
 fn cgroup_of(body: &[u8], local: SocketAddr, remote: SocketAddr) -> Option<CgroupId> {
     let (family, state) = (*body.first()?, *body.get(1)?);
     if 1_u32.checked_shl(state.into()).unwrap_or(0) & CONNECTED == 0 {

@@ -90,7 +90,7 @@ impl TokenReviews {
         }))
     }
 
-    /// Checks that the API confirms a token with these claims, or did so in the last minutes.
+    /// Checks that the API confirms a token with these claims, or did so within [`REVIEW_EVERY`].
     pub async fn confirm(&self, token: &BearerToken, claims: &Claims) -> Result<(), TokenError> {
         let (state, digest) = (&self.0, token.digest());
         let review = async {

@@ -11,8 +11,8 @@ use crate::pods::PodUid;
 use crate::role::{ExternalId, RoleArn, SessionName, SourceIdentity};
 use crate::session_limits::LONGEST_CHAINED;
 
-/// Everything that is sent with AssumeRole (with both calls, if the pod has a target role), and with `--session-scope=pod` the pod that the session is for. It is the key of
-/// the session cache: two pods share a session only if all of it is equal.
+/// All parameters of AssumeRole (of both calls, if the pod has a target role) and, with `--session-scope=pod`, the pod that the session is
+/// for. It is the key of the session cache: two pods share a session only if all of it is equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RoleRequest {
     /// The role whose session the pod gets.

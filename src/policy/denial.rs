@@ -98,7 +98,7 @@ pub enum Denial {
     /// An object names a target role, but no role whose session could assume it.
     #[error("{0} is set, but there is no role annotation beside it")]
     TargetWithoutRole(RoleSource),
-    /// A check refuses the target role. Made only by [`Denial::of_target`].
+    /// A check refuses the target role. Only [`Denial::of_target`] creates it.
     #[error("the target role is refused: {0}")]
     TargetRole(&'static Denial),
     /// A service account that is not known yet may name the role.

@@ -81,7 +81,7 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     async fn credentials_by_token(&self, origin: &Origin, local: SocketAddr, request: &Parts) -> Result<Bytes, Refusal> {
-        // The address of the node tells nothing about the sender.
+        // The address of the node does not identify the sender.
         let sender = || if origin.is_of_node && origin.process.is_none() { None } else { self.sender(origin) };
         if let Err(rejection) = route::check(&request.method, &request.uri, &request.headers, Some(local)) {
             return Err(Refusal::IdentityRejected(sender(), rejection));
@@ -170,8 +170,8 @@ impl<A: AssumeRole> Proxy<A> {
         Ok(document)
     }
 
-    /// Returns for whom a fetch of keys counts that a token with an unknown key causes. Refuses the token if it does not even claim to be
-    /// of the pod that sent it.
+    /// Returns whom to charge for the fetch of keys that a token with an unknown key causes. Refuses the token if it does not even claim to
+    /// belong to the pod that sent it.
     async fn key_requester(&self, origin: &Origin, claimed: &UnprovenClaims, node: &str) -> Result<KeyRequester, Refusal> {
         let refused = |pod, error| Err(Refusal::ServiceAccountToken(pod, error));
         let is_of_other_node = claimed.node.as_ref().is_some_and(|of_token| of_token != node);

@@ -289,7 +289,7 @@ impl RuleSet {
         rules
     }
 
-    /// A process of the node that sends a pod's packet onward does so with the pod's address, so the source address tells whose packet
+    /// A process of the node that sends a pod's packet onward does so with the pod's address, so the source address says whose packet
     /// it is. That is true only before source NAT, which gives pods' packets an address of the node: backends apply this rule ahead
     /// of it. Applied once more after it, the rule would only judge what another program chose as the source.
     fn exit(&self, family: Family) -> Vec<Rule> {

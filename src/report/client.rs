@@ -11,7 +11,7 @@ use crate::text::is_object_name;
 const REPORT_PAGE: DaemonPage = DaemonPage {
     name: "report",
     max_answer: 32 << 20,
-    why_not: "the daemon is older and runs without --migrate, it is not a rolegate metrics port, or it was not reached on a loopback address",
+    why_not: "the daemon is of an earlier version and runs without --migrate, this is not a rolegate metrics port, or it was not reached on a loopback address",
     instead: "run this command in the daemon's pod (kubectl exec), or use kubectl port-forward and --admin-url=http://127.0.0.1:PORT",
     otherwise: "give --all-nodes to read the reports of all nodes through the Kubernetes API",
 };

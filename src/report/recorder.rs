@@ -1,4 +1,4 @@
-//! The end of the record that requests see: it counts the protocols in use and the findings, and never waits.
+//! The interface through which requests are recorded: it counts the protocols in use and the findings, and never waits.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,8 @@
 //! The clients of connections to Pod Identity from the node's own network, by the control groups of their sockets.
 //!
-//! All pods in the node's network have its addresses, so limits would count them together. The kernel tells to which control group a
-//! client's socket belongs, and the directory of the control group to which pod. A token of another pod is then refused. What the kernel
-//! does not tell refuses nothing: the token alone identifies the pod.
+//! All pods in the node's network have its addresses, so limits would count them together. The kernel reports the control group of a
+//! client's socket, and the directory of the control group names the pod. A token of another pod is then refused. If the kernel reports no
+//! control group, the token alone identifies the pod.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -40,7 +40,7 @@ pub(super) enum HostClient {
     Cgroup(CgroupId),
     /// The pod of this control group has yet to be found, if there is one.
     Unresolved(CgroupId),
-    /// The kernel does not tell.
+    /// The kernel does not report a control group.
     Unknown,
 }
 
@@ -64,8 +64,8 @@ impl HostClients {
                 if self.unreadable.begins() {
                     warn!(
                         event = "socket-owners-unreadable", %error,
-                        "cannot ask the kernel for the control groups of clients in the node's network; these clients share one limit for \
-                         connections until it works, and only tokens identify them"
+                        "cannot read the control groups of clients in the node's network; retrying for each connection. Until then, these \
+                         clients share one limit for connections, and only tokens identify them"
                     );
                 }
                 None

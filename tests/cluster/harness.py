@@ -14,7 +14,7 @@ CACHE = os.environ.get("CLUSTER_CACHE") or os.path.join(
     os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rolegate-cluster"
 )
 STATE = os.environ.get("CLUSTER_STATE") or os.path.join(CACHE, "state")
-# The command that is run as an administrator.
+# The kubectl command, which runs with the permissions of an administrator.
 KUBECTL = shlex.split(os.environ.get("KUBECTL") or shlex.quote(os.path.join(HERE, "cluster")) + " kubectl")
 ROLEGATE = os.environ.get("ROLEGATE") or os.path.join(REPOSITORY, "target", "debug", "rolegate")
 DAEMON = ["--namespace", "kube-system"]
@@ -23,7 +23,7 @@ ACCOUNT = "system:serviceaccount:kube-system:rolegate"
 NODE_ROLE = "NODE-ROLE-MUST-NEVER-LEAK"
 ROLE = "iam.amazonaws.com/role"
 CLIENT = "registry.example.com/client:1"
-# Seconds between two attempts of a condition, and the most for all of them, or for one command.
+# Seconds between two checks of a condition, and the time limit in seconds for a condition or a command.
 PAUSE, TIMEOUT = 0.2, 120
 
 KUSTOMIZATION = """\

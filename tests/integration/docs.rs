@@ -339,6 +339,7 @@ const OF_OTHERS: &[&str] = &[
     "interactive",
     "patch-file",
     "all-namespaces",
+    "ignore-daemonsets",
     // Those of cosign and gh.
     "certificate-identity",
     "certificate-oidc-issuer",

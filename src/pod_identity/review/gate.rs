@@ -11,7 +11,7 @@ use crate::shares::Shares;
 
 /// The most reviews at one time.
 pub(super) const MAX_REVIEWS: usize = 16;
-/// The most of one pod. A pod has one token, or two while it is replaced.
+/// The most reviews of one pod at one time. A pod has one token, or two while the kubelet replaces it.
 pub(super) const MAX_OF_POD: usize = 2;
 
 type Places = Shares<String, PodUid, Arc<Notify>>;

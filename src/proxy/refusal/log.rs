@@ -48,8 +48,8 @@ impl Refusal {
             ),
             Self::UnknownPod if is_identity => warn!(
                 event = "request-refused", source = %ip, reason, path,
-                advice = "for a pod with hostNetwork, let AWS_CONTAINER_CREDENTIALS_FULL_URI name 127.0.0.1 and the port of \
-                          --pod-identity-host-port",
+                advice = "for a pod with hostNetwork, set AWS_CONTAINER_CREDENTIALS_FULL_URI to http://127.0.0.1:PORT/v1/credentials, with \
+                          the port of --pod-identity-host-port",
                 "refused: no pod of this node is known to have this address"
             ),
             Self::UnknownPod => warn!(
@@ -124,7 +124,7 @@ impl Refusal {
             Self::Absent(_) => {}
             Self::Unavailable(_) if is_identity => warn!(
                 event = "request-refused", namespace, pod, source = %ip, reason, path,
-                advice = "report this as an error of rolegate", "no answer: the credentials could not be written as JSON"
+                advice = "report this as a bug in rolegate", "refused: the credentials cannot be written as JSON"
             ),
             Self::Unavailable(_) => warn!(
                 event = "request-refused", namespace, pod, source = %ip, reason, path,
@@ -160,7 +160,7 @@ impl Refusal {
                 event = "request-refused", source = %ip, reason, path,
                 advice = "for a pod with hostNetwork, set AWS_CONTAINER_CREDENTIALS_FULL_URI and AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE instead of \
                           AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-                "refused: a process in the node's network requested credentials without a token, which would say to which pod it belongs"
+                "refused: a process in the node's network requested credentials without a token, so its pod is not known"
             ),
             Self::TokenOfOtherNode(_, claims) => warn!(
                 event = "service-account-token-refused", namespace, pod, source = %ip, reason, path,
@@ -194,7 +194,7 @@ fn about_identity(rejection: Rejection) -> &'static str {
     match rejection {
         Rejection::Forwarded => "add the address of Pod Identity to NO_PROXY in the pod: the request came through a proxy",
         Rejection::Host => {
-            "let the client name the address of Pod Identity to which it connects, such as in AWS_CONTAINER_CREDENTIALS_FULL_URI, not a host name"
+            "in the client's URI, such as AWS_CONTAINER_CREDENTIALS_FULL_URI, use the address of Pod Identity itself, not a host name"
         }
         Rejection::Method | Rejection::ConnectionMethod | Rejection::TokenVersion | Rejection::Malformed => {
             "find the client in the pod: only GET /v1/credentials is served at this address"

@@ -108,7 +108,8 @@ impl NftListing {
         self.chains.get(chain).filter(|found| !self.flags && found.hook == hooked(kind, hook, priority.into(), "accept"))
     }
 
-    /// Returns the families for which the chain of a hook is complete. Of the hooks whose rules do not depend on the rest of the rule set.
+    /// Returns the families for which the chain of a hook is complete. Only for hooks whose rules do not depend on the
+    /// rest of the rule set.
     fn complete(&self, hook: Hook) -> BTreeSet<Family> {
         let chain = self.effective(hook).filter(|found| found.rules.iter().all(|rule| rule.is_of(hook)));
         let Some(found) = chain else { return BTreeSet::new() };
