@@ -32,7 +32,8 @@ pub use witness::Objection;
 use witness::{Judged, NodeWitness};
 
 use crate::digest::Digest;
-use crate::links::witness::{Fixed, RecordedPod, Witness};
+pub use crate::links::witness::RecordedPod;
+use crate::links::witness::{Fixed, Witness};
 use crate::shares::Network;
 
 /// How often the node is checked for one answer if its view changes meanwhile.

@@ -58,7 +58,7 @@ mod parse;
 mod record;
 mod table;
 
-pub use record::AttachmentRecord;
+pub use record::{AttachmentRecord, RecordedPod};
 use table::{AttachmentTable, Change};
 
 /// The maximum number of files that are used. Beyond it, the most recently written files are used: a node has at most a few

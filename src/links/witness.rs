@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+pub use super::cni::RecordedPod;
 use super::{Link, LinkKind};
-use crate::digest::Digest;
 
 /// What this node sees at an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,15 +19,6 @@ pub struct Sight {
     pub appeared: Option<Duration>,
     /// The pods to which CNI results assign the address, with links that exist. Usually none or one.
     pub attached: Vec<Attached>,
-}
-
-/// A pod as a CNI result names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordedPod {
-    /// The digest of the pod's UID ([`Digest::of_name`]); runtimes before 2021 do not record it.
-    pub uid: Option<Digest>,
-    /// The digest of the pod's namespace and name ([`Digest::of_pod`]).
-    pub name: Digest,
 }
 
 /// A pod that a CNI result places at an address, and the link that the result names.

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::route::Hosts;
 use crate::cgroup::CgroupOwner;
-use crate::links::witness::RecordedPod;
-use crate::pods::{Identifier, Pod, PodUid};
+use crate::pods::{Identifier, Pod, PodUid, RecordedPod};
 
 /// The origin of requests: one connection.
 #[derive(Debug)]

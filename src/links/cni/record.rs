@@ -8,8 +8,16 @@ use jiff::Timestamp;
 
 use super::attachment::Attachment;
 use crate::digest::Digest;
-use crate::links::witness::RecordedPod;
 use crate::sorted::Keyed;
+
+/// A pod as a CNI result names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordedPod {
+    /// The digest of the pod's UID ([`Digest::of_name`]); runtimes before 2021 do not record it.
+    pub uid: Option<Digest>,
+    /// The digest of the pod's namespace and name ([`Digest::of_pod`]).
+    pub name: Digest,
+}
 
 /// Records that a result file assigns an address to a pod. Names are kept only as digests, to be compared with those of
 /// existing pods and interfaces.

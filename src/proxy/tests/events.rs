@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::digest::Digest;
-use crate::links::witness::RecordedPod;
+use crate::pods::RecordedPod;
 
 impl Node {
     /// Pods and causes since the last time this was asked.
