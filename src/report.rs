@@ -181,14 +181,16 @@ pub(crate) enum CredentialProtocol {
     Imdsv1,
     /// The metadata service with a session token.
     Imdsv2,
-    /// Pod Identity.
+    /// Pod Identity, with a service account token.
     PodIdentity,
+    /// Pod Identity, at the address of the relative URI, without a token.
+    RelativeUri,
 }
 
 impl CredentialProtocol {
     /// Every protocol, in the order of its variants, with its name in reports.
-    pub(crate) const ALL: [(Self, &'static str); 3] =
-        [(Self::Imdsv1, "imdsv1"), (Self::Imdsv2, "imdsv2"), (Self::PodIdentity, "pod-identity")];
+    pub(crate) const ALL: [(Self, &'static str); 4] =
+        [(Self::Imdsv1, "imdsv1"), (Self::Imdsv2, "imdsv2"), (Self::PodIdentity, "pod-identity"), (Self::RelativeUri, "relative-uri")];
 
     /// Returns the name in reports.
     pub(crate) fn name(self) -> &'static str {
@@ -197,7 +199,7 @@ impl CredentialProtocol {
 
     /// Returns whether this is the metadata service.
     pub(crate) fn is_metadata(self) -> bool {
-        self != Self::PodIdentity
+        matches!(self, Self::Imdsv1 | Self::Imdsv2)
     }
 }
 

@@ -42,6 +42,8 @@ struct Since {
     seen: DecisionBasis,
     /// The end of the wait for what the decision depends on.
     until: tokio::time::Instant,
+    /// The protocol, for the report.
+    protocol: CredentialProtocol,
 }
 
 impl<A: AssumeRole> Proxy<A> {
@@ -124,14 +126,15 @@ impl<A: AssumeRole> Proxy<A> {
         if pod.uid != claims.pod_uid {
             return Err(Refusal::TokenOfOtherPod(Some(pod), claims));
         }
-        self.recorder.requested(&pod, CredentialProtocol::PodIdentity);
+        let protocol = CredentialProtocol::PodIdentity;
+        self.recorder.requested(&pod, protocol);
         if pod.host_network && self.pods.denies_in_host_network(&pod) {
             return Err(Refusal::HostNetwork(pod));
         }
         if let Some(reviews) = reviews {
             reviews.confirm(&token, &claims).await.map_err(|error| Refusal::ServiceAccountToken(Some(pod.clone()), error))?;
         }
-        self.container_credentials(&identifier, pod, context, Since { until, seen }).await
+        self.container_credentials(&identifier, pod, context, Since { until, seen, protocol }).await
     }
 
     /// Returns the credentials of the pod at the source address of the connection. As for metadata, no header is read for the identity, and
@@ -145,12 +148,14 @@ impl<A: AssumeRole> Proxy<A> {
         if origin.is_of_node {
             return Err(Refusal::NodeWithoutToken);
         }
-        let since = Since { seen: self.seen(), until: tokio::time::Instant::now() + self.settings.pod_wait };
+        let protocol = CredentialProtocol::RelativeUri;
+        let since = Since { seen: self.seen(), until: tokio::time::Instant::now() + self.settings.pod_wait, protocol };
         let identifier = Identifier::Address(origin.ip);
         let (pod, context) = self.identify(origin, &identifier).await?;
         if !origin.is_of(&pod) {
             return Err(Refusal::Changed(pod));
         }
+        self.recorder.requested(&pod, protocol);
         self.container_credentials(&identifier, pod, context, since).await
     }
 
@@ -160,13 +165,13 @@ impl<A: AssumeRole> Proxy<A> {
         identifier: &Identifier,
         pod: Arc<Pod>,
         context: PodContext,
-        Since { until, seen }: Since,
+        Since { until, seen, protocol }: Since,
     ) -> Result<Bytes, Refusal> {
         let (pod, request) = self.decide(identifier, pod, context, until).await?;
         let credentials = self.session(identifier, &pod, &request, seen).await?;
         let document = credentials.container_document(|credentials| documents::container_credentials(credentials, request.role()));
         let document = document.map_err(|_| Refusal::Unavailable(pod.clone()))?;
-        self.recorder.answered(&pod, CredentialProtocol::PodIdentity);
+        self.recorder.answered(&pod, protocol);
         Ok(document)
     }
 

@@ -320,7 +320,7 @@ async fn protocols_are_reported_without_strict_settings_too() {
     assert_eq!(used, wanted);
     assert_eq!((report.workloads.len(), report.without_findings().collect::<Vec<_>>()), (0, vec!["node-a"]));
     let text = report_text(&report);
-    assert!(text.contains("workloads by protocol: imdsv1 1, imdsv2 1, pod-identity 1\n"), "{text}");
+    assert!(text.contains("workloads by protocol: imdsv1 1, imdsv2 1, pod-identity 1, relative-uri 0\n"), "{text}");
     assert!(text.contains("workloads that get credentials from the metadata service: 1\n"), "{text}");
     assert!(!text.contains("no findings\n"), "nothing was looked for: {text}");
 }

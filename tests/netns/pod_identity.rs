@@ -231,6 +231,11 @@ fn pods_get_their_own_roles_at_the_relative_uri_without_a_token() {
     }
     let metric = |name: &str| daemon.metric(Some(bed.node.ns()), name).unwrap();
     assert_eq!(metric(r#"rolegate_http_requests_total{code="200",route="relative-uri"}"#), 4.0);
+    let report = daemon.get(Some(bed.node.ns()), "/report?format=json").unwrap();
+    let report: Value = serde_json::from_slice(&report.body).unwrap();
+    let used = |one: &Value| (one["protocol"].as_str().unwrap().to_owned(), one["requests"].as_u64(), one["credentials"].as_u64());
+    let used: Vec<_> = report["protocols"].as_array().unwrap().iter().map(used).collect();
+    assert_eq!(used, [(); 2].map(|()| ("relative-uri".to_owned(), Some(2), Some(2))));
     // In the node's network, nothing says which pod it is, with or without a token.
     let of_agent = token(&bed, "agent");
     for headers in [&[][..], &[("Authorization", of_agent.as_str())]] {
