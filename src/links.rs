@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use self::feed::Feed;
-use self::table::{InterfaceKind, KernelAnswer, KnownInterface, LinkTable, NotificationQueue, classify};
+use self::table::{InterfaceKind, KernelAnswer, KnownInterface, Leftover, LinkTable, NotificationQueue, classify};
 use crate::digest::Digest;
 use crate::log_once::Condition;
 use crate::netlink::Netlink;
@@ -82,6 +82,8 @@ struct SharedLinks {
     has_bridges: AtomicBool,
     overflows: AtomicU64,
     failing: Condition,
+    /// Whether the process may not remove neighbours.
+    is_read_only: AtomicBool,
     changes: watch::Sender<u64>,
 }
 
@@ -106,6 +108,7 @@ impl Links {
             has_bridges: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
             failing: Condition::default(),
+            is_read_only: AtomicBool::new(false),
             changes: watch::Sender::new(0),
         };
         shared.change(|table| table.set_links(&interfaces));
@@ -167,6 +170,22 @@ impl Links {
     pub fn keep_only(&self, is_kept: &dyn Fn(IpAddr) -> bool) {
         if let Some(shared) = &self.shared {
             shared.change(|table| table.keep_only(is_kept));
+        }
+    }
+
+    /// Removes from the kernel the neighbours whose ports were removed, for the addresses for which `is_over` is true: their pods
+    /// are gone, and so nothing has the address. The kernel would keep them, and the first packet of the next pod at the address
+    /// would be a move: bridges flood frames to a link-layer address that no port has, so that any pod may have received them.
+    /// Without the capability `NET_ADMIN`, they remain, and the next pod has to wait.
+    pub fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool) {
+        let Some(shared) = &self.shared else { return };
+        if shared.is_read_only.load(Ordering::Relaxed) {
+            return;
+        }
+        let leftovers = shared.table().leftovers();
+        let over: Vec<_> = leftovers.into_iter().filter(|leftover| is_over(leftover.ip)).collect();
+        if !over.is_empty() {
+            blocking(|| over.into_iter().for_each(|leftover| shared.remove_leftover(leftover, is_over)));
         }
     }
 
@@ -329,6 +348,29 @@ impl SharedLinks {
             }
         }
         last
+    }
+
+    fn remove_leftover(&self, leftover: Leftover, is_over: &dyn Fn(IpAddr) -> bool) {
+        let Leftover { ip, bridge, mac } = leftover;
+        let mut netlink = self.netlink();
+        // Before it is removed: if a pod forges it again afterwards, that is announced, and remembered.
+        if !self.change(|table| table.forget_leftover(leftover)) {
+            return;
+        }
+        let removed = match netlink.neighbour(bridge, ip) {
+            Ok(None) => Ok(true),
+            Ok(Some(now)) if now == mac => netlink.delete_neighbour(bridge, ip).map(|()| true),
+            Ok(Some(_)) => Ok(false),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &removed {
+            self.is_read_only.fetch_or(error.kind() == io::ErrorKind::PermissionDenied, Ordering::Relaxed);
+            debug!(%ip, %error, "cannot remove the neighbour of a pod that is gone; the next pod at its address is refused at first");
+        }
+        // If a pod has got the address meanwhile, another one may have connected before the neighbour was removed.
+        if !matches!(removed, Ok(true)) || !is_over(ip) {
+            self.change(|table| table.restore_leftover(leftover));
+        }
     }
 
     fn ask(&self, netlink: &mut Netlink, ip: IpAddr) -> io::Result<KernelAnswer> {

@@ -23,9 +23,9 @@ pub mod sock_diag;
 
 use self::message::{
     IFF_LOWER_UP, IFF_RUNNING, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_BR_VLAN_DEFAULT_PVID, IFLA_BR_VLAN_FILTERING, IFLA_EXT_MASK,
-    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_VLAN, NDMSG, NLM_F_DUMP,
+    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_VLAN, NDMSG, NLM_F_ACK, NLM_F_DUMP,
     NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NUD_PERMANENT, NetlinkRequest, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_VIA,
-    RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_F_FIB_MATCH, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTMSG, RTN_UNICAST, attribute,
+    RTEXT_FILTER_SKIP_STATS, RTM_DELNEIGH, RTM_F_CLONED, RTM_F_FIB_MATCH, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTMSG, RTN_UNICAST, attribute,
     attributes, bridge_family, family, interface_message, messages, neighbour_message, number, octets, prefix_of_one, route_message, short,
     text, zero_terminated,
 };
@@ -213,6 +213,15 @@ impl Netlink {
         let answer = self.ask_for_entry(NetlinkRequest::new(RTM_GETNEIGH, 0, &fixed).attribute(NDA_DST, &octets(ip)))?;
         // The attribute is present only while the entry is valid (`neigh_fill_info`, `NUD_VALID`).
         Ok(answer.and_then(|answer| attribute(answer.get(NDMSG..)?, NDA_LLADDR)?.try_into().ok()))
+    }
+
+    /// Removes a neighbour, if there is one. Needs the capability `NET_ADMIN`.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or does not answer.
+    pub fn delete_neighbour(&mut self, interface: u32, ip: IpAddr) -> io::Result<()> {
+        let fixed = neighbour_message(family(ip), interface, 0);
+        self.ask_for_entry(NetlinkRequest::new(RTM_DELNEIGH, NLM_F_ACK, &fixed).attribute(NDA_DST, &octets(ip))).map(drop)
     }
 
     /// Returns the number of the bridge port of a link-layer address, learned or configured; `None` if there is none. Requires

@@ -292,6 +292,11 @@ impl Pods {
     /// are on a bridge and may have the capability `NET_RAW`, with which they can change what leads to other pods' addresses.
     pub async fn pin(&self) -> Vec<Arc<Pod>> {
         self.catch_up();
+        // Before the addresses of deleted pods are forgotten. Without a complete list, a pod that is not known may have the address.
+        self.shared.node.witness().remove_leftovers(&|ip| {
+            let index = self.shared.read();
+            index.is_listed() && index.by_ip(ip) == Claims::None
+        });
         let (was_listed, addresses): (_, Vec<_>) = {
             let index = self.shared.read();
             let mut kept = self.shared.node.pins().keep(&index.digests());

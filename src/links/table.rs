@@ -70,6 +70,14 @@ pub(super) fn classify(route: KernelRoute, interface: Option<&KnownInterface>) -
     }
 }
 
+/// The neighbour that the kernel still has for an address whose port was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leftover {
+    pub(super) ip: IpAddr,
+    pub(super) bridge: u32,
+    pub(super) mac: Mac,
+}
+
 /// A cache of what leads to addresses.
 #[derive(Debug, Default)]
 pub(super) struct LinkTable {
@@ -167,16 +175,9 @@ impl LinkTable {
             }
             KernelAnswer::Bridge { interface, mac, port } => {
                 record.at(Kept::Bridge(None), interface);
-                let has_moved = mac.is_some_and(|mac| record.saw_mac(mac));
-                let other_port = match (mac, port.and_then(NonZeroU32::new)) {
-                    (_, Some(port)) => record.saw_port(port),
-                    (Some(_), None) if is_kept => {
-                        record.saw_no_port();
-                        false
-                    }
-                    (_, None) => false,
-                };
-                if has_moved | other_port {
+                let other_mac = mac.is_some_and(|mac| record.saw_mac(mac));
+                let other_port = port.and_then(NonZeroU32::new).is_some_and(|port| record.saw_port(port));
+                if other_mac | other_port {
                     self.generation += 1;
                     record.moved = self.generation;
                 }
@@ -213,6 +214,45 @@ impl LinkTable {
         }
     }
 
+    /// Returns the neighbours of addresses whose ports were removed. Their pods are gone, if no pod has the addresses.
+    pub(super) fn leftovers(&self) -> Vec<Leftover> {
+        let of = |record: &AddressRecord| {
+            record.last_port().filter(|port| self.link(*port).is_none())?;
+            Some(Leftover { ip: record.ip(), bridge: record.interface(), mac: record.last_mac()? })
+        };
+        self.records.iter().filter_map(of).collect()
+    }
+
+    /// Forgets a neighbour, before it is removed from the kernel: the next one is then not a move. Returns whether it was known.
+    pub(super) fn forget_leftover(&mut self, leftover: Leftover) -> bool {
+        let Leftover { ip, bridge, mac } = leftover;
+        let Some(record) = self.records.get_mut(&key(ip)) else { return false };
+        if !record.is_on_bridge(bridge) || record.last_mac() != Some(mac) {
+            return false;
+        }
+        record.forget_mac();
+        record.state = LookupState::Stale;
+        self.generation += 1;
+        true
+    }
+
+    /// Remembers a neighbour again, because it was not removed. One that was announced meanwhile has moved.
+    pub(super) fn restore_leftover(&mut self, leftover: Leftover) {
+        let Leftover { ip, bridge, mac } = leftover;
+        let next = self.generation + 1;
+        let Some(record) = self.records.get_mut(&key(ip)).filter(|record| record.is_on_bridge(bridge)) else { return };
+        match record.last_mac() {
+            None => {
+                record.saw_mac(mac);
+                self.remember(mac);
+            }
+            Some(last) if last != mac => record.moved = next,
+            Some(_) => {}
+        }
+        self.generation = next;
+        self.drop_record(ip);
+    }
+
     /// Records that notifications of this queue were lost, or are still unread. Until the queue has caught up, results that
     /// they concern are not cached.
     pub(super) fn fall_behind(&mut self, queue: NotificationQueue) {
@@ -233,7 +273,7 @@ impl LinkTable {
     pub(super) fn distrust_bridges(&mut self) {
         let next = self.generation + 1;
         self.generation = next;
-        self.records.iter_mut().filter(|record| record.is_behind_bridge()).for_each(|record| record.distrust(next));
+        self.records.iter_mut().filter(|record| record.is_behind_bridge()).for_each(|record| record.moved = next);
     }
 
     /// Records that everything that was announced in this queue has been applied.
@@ -278,7 +318,6 @@ impl LinkTable {
                 self.generation += u64::from(self.links.remove(index).is_some());
                 self.look_for_bridges();
                 self.make_stale(|record| record.is_by(*index));
-                self.records.iter_mut().for_each(|record| record.lost_interface(*index));
             }
         }
     }
@@ -313,12 +352,13 @@ impl LinkTable {
         let Some(record) = self.records.get_mut(&key(ip)) else { return };
         if record.is_on_bridge(interface) {
             let before = record.mac();
-            if mac.is_some_and(|mac| record.saw_mac(mac)) {
+            let is_other = mac.is_some_and(|mac| record.saw_mac(mac));
+            if is_other {
                 record.moved = next;
                 self.generation = next;
             }
             // The kernel keeps reconfirming a neighbour, with the same address.
-            if before != mac || record.state == LookupState::Asked {
+            if is_other || before != mac || record.state == LookupState::Asked {
                 self.drop_record(ip);
             }
             mac.into_iter().for_each(|mac| self.remember(mac));

@@ -111,6 +111,10 @@ impl Witness for NodeView {
         self.links.keep_only(is_kept);
     }
 
+    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool) {
+        self.links.remove_leftovers(&|ip| !self.has_record(ip) && is_over(ip));
+    }
+
     fn has_records(&self) -> bool {
         self.results.count() > 0
     }

@@ -320,6 +320,24 @@ fn a_pod_at_a_bridge_has_an_address_and_a_port() {
     assert_eq!((parts(after).0, parts(after).1), (Some(mac_of(&again)), Some(number(node.ns(), again.host_interface()))));
 }
 
+/// After a restart, the bridge may have forgotten the port of a pod that is idle. The kernel keeps its neighbour.
+#[test]
+fn forged_arp_moves_an_idle_pod_whose_port_is_forgotten() {
+    let Some((node, bridge, [victim, attacker])) = bridged() else { return };
+    silence(&victim);
+    let mac = mac_of(&victim).map(|octet| format!("{octet:02x}")).join(":");
+    node.ns().sh(&format!("bridge fdb del {mac} dev {} master", victim.host_interface())).unwrap();
+    let links = links(&node);
+    let known = now(&links, victim.ip.into());
+    assert_eq!(parts(known), (Some(mac_of(&victim)), None, 0));
+    node.ns().sh("echo 0 >/proc/sys/net/ipv4/neigh/cni0/locktime").unwrap();
+    forge(&node, &bridge, &attacker, victim.ip);
+    assert!(known.moved_until(now(&links, victim.ip.into())));
+    // Its neighbour is no leftover, because its port exists.
+    links.remove_leftovers(&|_| true);
+    assert_eq!(neighbour(&node, &bridge, victim.ip.into()), Some(mac_of(&attacker)));
+}
+
 #[test]
 fn forged_arp_is_another_link_even_if_it_is_reverted() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };

@@ -25,18 +25,6 @@ pub(super) enum Knows {
     MacAndPort,
 }
 
-/// Whether packets to the link-layer address of a record reached anyone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Occupancy {
-    /// The kernel has not answered yet.
-    Unknown,
-    /// No port has the link-layer address: by the kernel's first answer, or because its port was removed. It is left over from an
-    /// earlier pod, because the kernel keeps a neighbour after its pod has gone.
-    Vacant,
-    /// Somebody may have received packets.
-    Taken,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kept {
     Nowhere,
@@ -57,7 +45,6 @@ pub(super) struct AddressRecord {
     /// The last known port on this interface.
     last_port: Option<NonZeroU32>,
     kept: Kept,
-    occupancy: Occupancy,
     pub(super) state: LookupState,
 }
 
@@ -79,8 +66,7 @@ pub(super) fn key(ip: IpAddr) -> Ipv6Addr {
 
 impl AddressRecord {
     pub(super) fn new(ip: IpAddr) -> Self {
-        let (kept, occupancy, state) = (Kept::Nowhere, Occupancy::Unknown, LookupState::Stale);
-        Self { moved: 0, ip: key(ip), interface: 0, last_port: None, kept, occupancy, state }
+        Self { moved: 0, ip: key(ip), interface: 0, last_port: None, kept: Kept::Nowhere, state: LookupState::Stale }
     }
 
     pub(super) fn ip(&self) -> IpAddr {
@@ -120,45 +106,38 @@ impl AddressRecord {
     pub(super) fn at(&mut self, kept: Kept, interface: u32) {
         let is_same_kind = std::mem::discriminant(&self.kept) == std::mem::discriminant(&kept);
         if !is_same_kind || self.interface != interface {
-            (self.kept, self.interface, self.last_port, self.occupancy) = (kept, interface, None, Occupancy::Unknown);
+            (self.kept, self.interface, self.last_port) = (kept, interface, None);
         }
     }
 
-    /// Records a link-layer address at a bridge. Returns whether the address moved: it had another link-layer address before, and
-    /// somebody may have received packets there.
+    /// Records a link-layer address at a bridge. Returns whether it differs from the previous one.
     pub(super) fn saw_mac(&mut self, mac: Mac) -> bool {
         let is_other = self.last_mac().is_some_and(|last| last != mac);
-        let is_move = is_other && self.occupancy != Occupancy::Vacant;
         if is_other {
-            (self.last_port, self.occupancy) = (None, Occupancy::Taken);
+            self.last_port = None;
         }
         self.kept = Kept::Bridge(Some(mac));
-        is_move
+        is_other
     }
 
     /// Records a port. Returns whether it differs from the previous one.
     pub(super) fn saw_port(&mut self, port: NonZeroU32) -> bool {
-        self.occupancy = Occupancy::Taken;
         self.last_port.replace(port).is_some_and(|last| last != port)
     }
 
-    /// Records that the kernel knows no port for the link-layer address.
-    pub(super) fn saw_no_port(&mut self) {
-        if self.occupancy == Occupancy::Unknown {
-            self.occupancy = Occupancy::Vacant;
-        }
+    /// Forgets the link-layer address and its port, but not that they have moved.
+    pub(super) fn forget_mac(&mut self) {
+        (self.kept, self.last_port) = (Kept::Bridge(None), None);
     }
 
-    /// Records that an interface was removed. If it was the port of the link-layer address, nobody receives packets there now.
-    pub(super) fn lost_interface(&mut self, interface: u32) {
-        if self.last_port.is_some_and(|port| port.get() == interface) {
-            (self.last_port, self.occupancy) = (None, Occupancy::Vacant);
-        }
+    /// Returns the last known port on this interface.
+    pub(super) fn last_port(&self) -> Option<u32> {
+        self.last_port.map(NonZeroU32::get)
     }
 
-    /// Records that notifications about this address were lost: somebody may have had it meanwhile.
-    pub(super) fn distrust(&mut self, generation: u64) {
-        (self.moved, self.occupancy) = (generation, Occupancy::Taken);
+    /// Returns the interface.
+    pub(super) fn interface(&self) -> u32 {
+        self.interface
     }
 
     pub(super) fn is_behind_bridge(&self) -> bool {

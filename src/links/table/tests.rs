@@ -185,67 +185,27 @@ fn a_forgotten_address_is_unknown_and_has_not_moved() {
     }
 }
 
+/// Bridges flood frames to a link-layer address that no port has: any pod can have a connection with it.
 #[test]
-fn a_link_layer_address_left_by_an_earlier_pod_has_not_moved() {
-    let (next, left) = (on_bridge(Some(OTHER), Some(8)), on_bridge(Some(MAC), None));
-    // Known from the first answer, or because its port was removed.
-    let mut queried = table();
-    put(&mut queried, ip(1), left);
-    let mut removed = table();
-    put(&mut removed, ip(1), on_bridge(Some(MAC), Some(7)));
-    removed.apply(&LinkEvent::Gone(7));
-    put(&mut removed, ip(1), left);
-    for table in [&mut queried, &mut removed] {
-        assert_stale(table, ip(1), &neighbour(Some(OTHER)), true);
-        assert_eq!(moved(put(table, ip(1), next)), 0);
-        assert_stale(table, ip(1), &neighbour(Some(MAC)), true);
-        assert!(moved(put(table, ip(1), on_bridge(Some(MAC), Some(9)))) > 0, "the next change is a move");
-    }
-    // A pod may get the link-layer address of the earlier one.
-    let mut table = table();
-    put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
-    table.apply(&LinkEvent::Gone(7));
-    table.apply(&forwarding(MAC, Some(8)));
-    assert_eq!(moved(put(&mut table, ip(1), on_bridge(Some(MAC), Some(8)))), 0);
-}
-
-#[test]
-fn a_link_layer_address_that_somebody_may_have_used_has_moved() {
-    const THIRD: Mac = [2, 0, 0, 0, 0, 3];
+fn a_link_layer_address_without_a_port_moves_like_any_other() {
     let (own, left) = (on_bridge(Some(MAC), Some(7)), on_bridge(Some(MAC), None));
-    let uses: [&dyn Fn(&mut LinkTable); 6] = [
-        // The pod is silent, and the bridge has forgotten its port.
+    let uses: [&dyn Fn(&mut LinkTable); 4] = [
+        // The bridge has forgotten the port of a living pod that is idle, or has none because it learns none.
+        &|table| drop(put(table, ip(1), left)),
         &|table| {
             put(table, ip(1), own);
             table.apply(&forwarding(MAC, None));
             put(table, ip(1), left);
         },
-        // Another pod has had the address since.
-        &|table| {
-            put(table, ip(1), left);
-            table.apply(&neighbour(Some(THIRD)));
-        },
-        &|table| {
-            put(table, ip(1), left);
-            table.apply(&neighbour(Some(THIRD)));
-            put(table, ip(1), on_bridge(Some(THIRD), None));
-        },
-        // Another pod has used the link-layer address since.
-        &|table| {
-            put(table, ip(1), left);
-            table.apply(&forwarding(MAC, Some(9)));
-        },
-        // The port of another pod was removed.
+        // A pod that had taken the address is gone, and another one still receives what is sent to it.
         &|table| {
             put(table, ip(1), own);
-            table.apply(&LinkEvent::Gone(8));
-            table.apply(&forwarding(MAC, None));
+            table.apply(&LinkEvent::Gone(7));
             put(table, ip(1), left);
         },
-        // Notifications were lost.
         &|table| {
-            put(table, ip(1), left);
-            table.distrust_bridges();
+            put(table, ip(1), own);
+            table.apply(&LinkEvent::Gone(7));
         },
     ];
     for (case, use_it) in uses.iter().enumerate() {
@@ -255,6 +215,67 @@ fn a_link_layer_address_that_somebody_may_have_used_has_moved() {
         table.apply(&neighbour(Some(OTHER)));
         assert!(moved(put(&mut table, ip(1), on_bridge(Some(OTHER), Some(8)))) > before, "case {case}");
     }
+}
+
+#[test]
+fn the_address_of_a_pod_that_is_gone_has_not_moved_once_its_neighbour_is_removed() {
+    let (own, next) = (on_bridge(Some(MAC), Some(7)), on_bridge(Some(OTHER), Some(8)));
+    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC };
+    let mut table = table();
+    put(&mut table, ip(1), own);
+    assert_eq!(table.leftovers(), [], "its port exists");
+    table.apply(&LinkEvent::Gone(8));
+    assert_eq!(table.leftovers(), []);
+    table.apply(&LinkEvent::Interface(interface(8, "veth", Some(BRIDGE))));
+    table.apply(&LinkEvent::Gone(7));
+    assert_eq!(table.leftovers(), [leftover]);
+    let before = table.generation();
+    assert!(table.forget_leftover(leftover) && table.generation() > before);
+    assert_eq!((table.leftovers(), table.forget_leftover(leftover)), (vec![], false));
+    table.apply(&neighbour(None));
+    table.apply(&neighbour(Some(OTHER)));
+    assert_eq!(moved(put(&mut table, ip(1), next)), 0);
+    table.apply(&neighbour(Some(MAC)));
+    assert!(moved(put(&mut table, ip(1), own)) > 0, "the next change is a move");
+}
+
+#[test]
+fn a_removed_neighbour_does_not_hide_moves() {
+    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC };
+    let left = || {
+        let mut table = table();
+        put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
+        table.apply(&LinkEvent::Gone(7));
+        assert!(table.forget_leftover(leftover));
+        table
+    };
+    let next = on_bridge(Some(OTHER), Some(8));
+    // A pod forges the same link-layer address afterwards.
+    let mut forged = left();
+    forged.apply(&neighbour(None));
+    forged.apply(&neighbour(Some(MAC)));
+    forged.apply(&neighbour(Some(OTHER)));
+    assert!(moved(put(&mut forged, ip(1), next)) > 0);
+    // It could not be removed, or a pod got the address meanwhile.
+    let mut restored = left();
+    restored.restore_leftover(leftover);
+    restored.apply(&neighbour(Some(OTHER)));
+    assert!(moved(put(&mut restored, ip(1), next)) > 0);
+    let mut late = left();
+    late.apply(&neighbour(Some(OTHER)));
+    late.restore_leftover(leftover);
+    assert!(moved(put(&mut late, ip(1), next)) > 0);
+    // What moved earlier stays so.
+    let mut before = table();
+    put(&mut before, ip(1), on_bridge(Some(OTHER), Some(8)));
+    before.apply(&neighbour(Some(MAC)));
+    let earlier = moved(put(&mut before, ip(1), on_bridge(Some(MAC), Some(7))));
+    before.apply(&LinkEvent::Gone(7));
+    assert!(before.forget_leftover(leftover));
+    assert_eq!((earlier > 0, moved(put(&mut before, ip(1), next))), (true, earlier));
+    // Another neighbour is not forgotten.
+    assert!(!left().forget_leftover(Leftover { mac: OTHER, ..leftover }));
+    assert!(!left().forget_leftover(Leftover { bridge: 4, ..leftover }));
 }
 
 #[test]
@@ -364,7 +385,7 @@ fn bridges_count_only_with_ports() {
 
 #[test]
 fn a_record_is_small() {
-    assert_eq!((size_of::<AddressRecord>(), size_of::<KnownInterface>()), (48, 24));
+    assert_eq!((size_of::<AddressRecord>(), size_of::<KnownInterface>()), (40, 24));
 }
 
 #[test]

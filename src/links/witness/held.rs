@@ -61,6 +61,10 @@ impl Witness for Held {
         self.blind.keep(is_kept);
     }
 
+    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool) {
+        self.blind.remove_leftovers(is_over);
+    }
+
     fn has_records(&self) -> bool {
         self.blind.has_records()
     }

@@ -23,6 +23,8 @@ struct Fake {
     looks: AtomicU64,
     /// The kept addresses between 10.0.0.1 and 10.0.0.9.
     kept: Mutex<HashSet<IpAddr>>,
+    /// Those whose leftovers may be removed.
+    over: Mutex<HashSet<IpAddr>>,
     changes: watch::Sender<u64>,
     has_bridges: AtomicBool,
 }
@@ -79,6 +81,11 @@ impl Witness for Fake {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept.collect();
     }
 
+    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool) {
+        let over = (1..10).map(|last| IpAddr::from([10, 0, 0, last])).filter(|ip| is_over(*ip));
+        *self.over.lock().unwrap_or_else(PoisonError::into_inner) = over.collect();
+    }
+
     fn has_records(&self) -> bool {
         let sights = self.sights.lock().unwrap_or_else(PoisonError::into_inner);
         sights.values().any(|sight| !sight.attached.is_empty())
@@ -119,6 +126,7 @@ fn node() -> (Arc<Fake>, PodsWriter, Pods) {
         generation: AtomicU64::new(0),
         looks: AtomicU64::new(0),
         kept: Mutex::default(),
+        over: Mutex::default(),
         changes,
         has_bridges: AtomicBool::new(false),
     });
@@ -561,4 +569,15 @@ async fn only_recorded_pods_may_have_connections_from_before_the_api_knew_them()
     assert_eq!(pods.candidates(ip("10.0.0.1")), None);
     node.attach("10.0.0.2", 8, &["b"]);
     assert_eq!(pods.candidates(ip("10.0.0.1")), Some(vec![]), "each pod has a record");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_addresses_that_no_pod_claims_have_leftovers() {
+    let (node, writer, pods) = node();
+    let over = || node.over.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    pods.pin().await;
+    assert_eq!(over(), HashSet::new(), "without a complete list, a pod that is not known may have the address");
+    writer.write(|index| index.list_at([(pod("a", "10.0.0.1"), None), (Pod { finished: true, ..pod("b", "10.0.0.2") }, None)], [], None, false));
+    pods.pin().await;
+    assert_eq!(over(), (2..10).map(|last| IpAddr::from([10, 0, 0, last])).collect());
 }
