@@ -23,11 +23,11 @@ pub mod sock_diag;
 
 use self::message::{
     IFF_LOWER_UP, IFF_RUNNING, IFF_UP, IFINFOMSG, IFLA_ADDRESS, IFLA_BR_VLAN_DEFAULT_PVID, IFLA_BR_VLAN_FILTERING, IFLA_EXT_MASK,
-    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_VLAN, NDMSG, NLM_F_ACK, NLM_F_DUMP,
-    NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NUD_PERMANENT, NetlinkRequest, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_VIA,
-    RTEXT_FILTER_SKIP_STATS, RTM_DELNEIGH, RTM_F_CLONED, RTM_F_FIB_MATCH, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTMSG, RTN_UNICAST, attribute,
-    attributes, bridge_family, family, interface_message, messages, neighbour_message, number, octets, prefix_of_one, route_message, short,
-    text, zero_terminated,
+    IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MASTER, NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_VLAN, NDMSG, NLM_F_ACK,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NUD_PERMANENT, NetlinkRequest, RT_SCOPE_UNIVERSE, RTA_DST, RTA_GATEWAY, RTA_OIF,
+    RTA_VIA, RTEXT_FILTER_SKIP_STATS, RTM_DELNEIGH, RTM_F_CLONED, RTM_F_FIB_MATCH, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTMSG,
+    RTN_UNICAST, attribute, attributes, bridge_family, family, interface_message, messages, neighbour_message, number, octets,
+    prefix_of_one, route_message, short, text, zero_terminated,
 };
 pub use self::message::{Mac, Message};
 

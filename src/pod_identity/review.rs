@@ -64,6 +64,8 @@ impl std::fmt::Debug for ReviewState {
 #[derive(Clone, Copy, Debug)]
 struct Verdict {
     outcome: ReviewOutcome,
+    /// Whether the last answer of the API confirmed the token.
+    is_confirmed: bool,
     /// When the API is asked again.
     until: Instant,
 }
@@ -72,8 +74,11 @@ struct Verdict {
 enum ReviewOutcome {
     Confirmed,
     Refused,
-    /// The API was not asked, or did not answer.
+    /// The API was not asked for a while, or did not answer.
     Unavailable,
+    /// The pod has too many reviews at this time, so the API was not asked. If that counted like an API that is not available, a pod could
+    /// keep a withdrawn token by causing it.
+    TurnedAway,
 }
 
 impl TokenReviews {
@@ -94,7 +99,7 @@ impl TokenReviews {
     pub async fn confirm(&self, token: &BearerToken, claims: &Claims) -> Result<(), TokenError> {
         let (state, digest) = (&self.0, token.digest());
         let review = async {
-            let was_confirmed = state.verdicts.get(&digest).await.is_some_and(|earlier| earlier.outcome == ReviewOutcome::Confirmed);
+            let was_confirmed = state.verdicts.get(&digest).await.is_some_and(|earlier| earlier.is_confirmed);
             state.verdict(token, claims, was_confirmed).await
         };
         let is_over = |verdict: &Verdict| verdict.until <= Instant::now();
@@ -103,7 +108,7 @@ impl TokenReviews {
         match verdict.outcome {
             ReviewOutcome::Confirmed => Ok(()),
             ReviewOutcome::Refused => Err(TokenError::ReviewRefused),
-            ReviewOutcome::Unavailable => Err(TokenError::ReviewUnavailable),
+            ReviewOutcome::Unavailable | ReviewOutcome::TurnedAway => Err(TokenError::ReviewUnavailable),
         }
     }
 }
@@ -116,9 +121,10 @@ impl ReviewState {
             ReviewOutcome::Confirmed => (ReviewOutcome::Confirmed, now + spread(REVIEW_EVERY)),
             ReviewOutcome::Refused => (ReviewOutcome::Refused, now + REFUSED_FOR),
             ReviewOutcome::Unavailable if was_confirmed => (ReviewOutcome::Confirmed, now + spread(AFTER_FAILURE)),
-            ReviewOutcome::Unavailable => (ReviewOutcome::Unavailable, now),
+            ReviewOutcome::Unavailable | ReviewOutcome::TurnedAway => (reviewed, now),
         };
-        Verdict { outcome, until }
+        let is_confirmed = outcome == ReviewOutcome::Confirmed || was_confirmed && outcome != ReviewOutcome::Refused;
+        Verdict { outcome, is_confirmed, until }
     }
 
     /// Asks the API once.
@@ -129,13 +135,13 @@ impl ReviewState {
         }
         let Some(place) = self.gate.enter(claims) else {
             self.metrics.token_reviewed("turned-away");
-            return ReviewOutcome::Unavailable;
+            return ReviewOutcome::TurnedAway;
         };
         let answer = tokio::select! {
             answer = timeout(PATIENCE, self.reviewer.review(token, &self.audience)) => answer.unwrap_or(Err(ReviewError::Slow)),
             () = place.lost() => {
                 self.metrics.token_reviewed("turned-away");
-                return ReviewOutcome::Unavailable;
+                return ReviewOutcome::TurnedAway;
             }
         };
         match answer {

@@ -204,3 +204,42 @@ async fn the_reviews_of_one_namespace_delay_no_other() {
         assert!(matches!(result.unwrap(), Err(TokenError::ReviewUnavailable | TokenError::ReviewRefused)));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_cannot_keep_a_withdrawn_token_by_too_many_reviews() {
+    let (reviewer, reviews) = setup();
+    assert_eq!(reviews.confirm(&token("withdrawn"), &claims()).await, Ok(()));
+    reviewer.set_answer(None);
+    tokio::time::sleep(REVIEW_EVERY).await;
+    reviewer.is_held.send_replace(true);
+    let mut others = tokio::task::JoinSet::new();
+    for number in 0..MAX_OF_POD {
+        let reviews = reviews.clone();
+        others.spawn(async move { reviews.confirm(&token(&format!("t{number}")), &claims()).await });
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(reviewer.under_way.load(Ordering::SeqCst), MAX_OF_POD);
+    assert_eq!(reviews.confirm(&token("withdrawn"), &claims()).await, Err(TokenError::ReviewUnavailable));
+    reviewer.is_held.send_replace(false);
+    others.join_all().await;
+    assert_eq!(reviews.confirm(&token("withdrawn"), &claims()).await, Err(TokenError::ReviewRefused));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_had_to_wait_is_still_used_without_the_api() {
+    let (reviewer, reviews) = setup();
+    assert_eq!(reviews.confirm(&token("old"), &claims()).await, Ok(()));
+    tokio::time::sleep(REVIEW_EVERY).await;
+    reviewer.is_held.send_replace(true);
+    reviewer.is_down.send_replace(true);
+    let mut others = tokio::task::JoinSet::new();
+    for number in 0..MAX_OF_POD {
+        let reviews = reviews.clone();
+        others.spawn(async move { reviews.confirm(&token(&format!("t{number}")), &claims()).await });
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(reviews.confirm(&token("old"), &claims()).await, Err(TokenError::ReviewUnavailable));
+    reviewer.is_held.send_replace(false);
+    others.join_all().await;
+    assert_eq!(reviews.confirm(&token("old"), &claims()).await, Ok(()));
+}

@@ -577,7 +577,9 @@ async fn only_addresses_that_no_pod_claims_have_leftovers() {
     let over = || node.over.lock().unwrap_or_else(PoisonError::into_inner).clone();
     pods.pin().await;
     assert_eq!(over(), HashSet::new(), "without a complete list, a pod that is not known may have the address");
-    writer.write(|index| index.list_at([(pod("a", "10.0.0.1"), None), (Pod { finished: true, ..pod("b", "10.0.0.2") }, None)], [], None, false));
+    writer.write(|index| {
+        index.list_at([(pod("a", "10.0.0.1"), None), (Pod { finished: true, ..pod("b", "10.0.0.2") }, None)], [], None, false)
+    });
     pods.pin().await;
     assert_eq!(over(), (2..10).map(|last| IpAddr::from([10, 0, 0, last])).collect());
 }
