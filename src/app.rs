@@ -37,6 +37,7 @@ mod bpf_programs;
 pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub(crate) mod failure;
+pub(crate) mod iam_policy_command;
 mod listener;
 mod node;
 mod overflows;

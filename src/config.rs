@@ -18,6 +18,7 @@ pub(crate) mod check_command;
 pub(crate) mod explain_command;
 pub mod flags;
 pub mod host_network;
+pub(crate) mod iam_policy_command;
 pub(crate) mod kiam;
 mod load;
 pub(crate) mod metrics_port;

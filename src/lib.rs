@@ -28,6 +28,8 @@
 //! - `exemptions`: pods in the node's network that reach the real metadata service
 //! - [`explain`]: every step of a decision, for people
 //! - `check`: what the daemon needs, verified before it starts
+//! - `iam_policy`: the IAM policies that the roles in use need
+//! - `progress`: how far a command is, on a terminal
 //! - [`role`]: the names that AWS knows a session by
 //! - [`redirect`]: the packet rules, and what keeps them true
 //! - [`admin`], [`metrics`], [`readiness`], [`telemetry`]: what operators see
@@ -68,6 +70,7 @@ pub mod events;
 mod exemptions;
 mod explain;
 mod handover;
+mod iam_policy;
 pub mod kubernetes;
 pub mod links;
 mod log_once;
@@ -79,6 +82,7 @@ pub mod pod_identity;
 pub mod pods;
 pub mod policy;
 mod probe;
+mod progress;
 pub mod proxy;
 pub mod readiness;
 mod recent_refusals;

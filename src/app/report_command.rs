@@ -13,6 +13,7 @@ use crate::config::metrics_port::metrics_port;
 use crate::config::report_command::{AllNodes, ReportTarget};
 use crate::kubernetes::client::{self, Client};
 use crate::kubernetes::forward::{PodContainer, PodOnNode};
+use crate::progress::Progress;
 use crate::report::MigrationReport;
 use crate::report::client::{read, read_on};
 
@@ -21,15 +22,16 @@ const PROGRAM: &str = env!("CARGO_PKG_NAME");
 /// How many daemons are asked at one time.
 const CONCURRENT: usize = 16;
 
-/// Returns the report that was asked for.
-pub(crate) async fn report(target: ReportTarget) -> anyhow::Result<MigrationReport> {
+/// Returns the report that was asked for. With `--all-nodes`, `progress` shows how many nodes have been read.
+pub(crate) async fn report(target: ReportTarget, progress: Progress) -> anyhow::Result<MigrationReport> {
     match target {
         ReportTarget::Daemon(daemon) => Ok(read(&daemon).await?),
-        ReportTarget::AllNodes(all) => of_all_nodes(all).await,
+        ReportTarget::AllNodes(all) => of_all_nodes(all, progress).await,
     }
 }
 
-async fn of_all_nodes(AllNodes { api, namespace, selector, port }: AllNodes) -> anyhow::Result<MigrationReport> {
+async fn of_all_nodes(all: AllNodes, mut progress: Progress) -> anyhow::Result<MigrationReport> {
+    let AllNodes { api, namespace, selector, port } = all;
     let kube = client::connect(&api).await?;
     // Only pods of this namespace are asked: elsewhere, anybody could run a pod with these labels, and advise what it likes.
     let pods = kube.pods_by_label(&namespace, &selector).await;
@@ -39,6 +41,7 @@ async fn of_all_nodes(AllNodes { api, namespace, selector, port }: AllNodes) -> 
         let advice = "check --daemon-namespace and --daemon-selector";
         return Err(Failure::new(format!("namespace {namespace} has no pods with the labels {selector}"), advice).into());
     }
+    let nodes = pods.len();
     let source = Arc::new((kube, namespace));
     let reports = pods.into_iter().map(|pod| {
         let source = source.clone();
@@ -51,9 +54,12 @@ async fn of_all_nodes(AllNodes { api, namespace, selector, port }: AllNodes) -> 
         }
     });
     let mut reports = futures_util::stream::iter(reports).buffer_unordered(CONCURRENT);
-    let mut merged = MigrationReport::of_nobody();
+    let (mut merged, mut read) = (MigrationReport::of_nobody(), 0);
+    progress.show(&format!("0 of {nodes} nodes"));
     while let Some(report) = reports.next().await {
         merged.merge(report);
+        read += 1;
+        progress.show(&format!("{read} of {nodes} nodes"));
     }
     Ok(merged)
 }

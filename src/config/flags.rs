@@ -1,15 +1,17 @@
 //! Every flag, in one table: `--help`, the environment, the documentation's test and the parser all read it.
 
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, Command, ValueHint};
 
+mod essential;
 mod flag;
 mod table;
 
+pub use essential::{DECIDING, ESSENTIAL};
 pub use flag::Flag;
 use table::REDIRECT;
 pub use table::{
-    DEFAULT_EXEMPT, DEFAULT_POD_IDENTITY_ADDRESSES, DEFAULT_POD_IDENTITY_AUDIENCE, GROUPS, OF_CHECK, OF_EXPLAIN, OF_POD_IDENTITY_RENDER,
-    OF_REDIRECT, OF_REPORT,
+    DEFAULT_EXEMPT, DEFAULT_POD_IDENTITY_ADDRESSES, DEFAULT_POD_IDENTITY_AUDIENCE, GROUPS, OF_CHECK, OF_EXPLAIN, OF_IAM_POLICY,
+    OF_POD_IDENTITY_RENDER, OF_REDIRECT, OF_REPORT,
 };
 
 /// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.
@@ -33,7 +35,13 @@ pub fn all() -> impl Iterator<Item = &'static Flag> {
 
 /// The flags of every subcommand.
 pub fn of_all_commands() -> impl Iterator<Item = &'static Flag> {
-    all().chain(OF_EXPLAIN.1).chain(OF_REPORT.1).chain(OF_CHECK.1).chain(OF_REDIRECT.1).chain(OF_POD_IDENTITY_RENDER.1)
+    all()
+        .chain(OF_EXPLAIN.1)
+        .chain(OF_REPORT.1)
+        .chain(OF_CHECK.1)
+        .chain(OF_IAM_POLICY.1)
+        .chain(OF_REDIRECT.1)
+        .chain(OF_POD_IDENTITY_RENDER.1)
 }
 
 /// Adds the flags to a clap command. Values stay texts here, so that the configuration can report every mistake at once.
@@ -49,6 +57,11 @@ pub fn add_to_explain(command: Command) -> Command {
 /// Adds those of `rolegate check`, and all others: it verifies what the daemon would do with them.
 pub fn add_to_check(command: Command) -> Command {
     add(add(command, &[OF_CHECK]), GROUPS).mut_arg("args", |arg| arg.num_args(1..).allow_hyphen_values(true))
+}
+
+/// Adds those of `rolegate iam-policy`, and all others: it decides by the same settings.
+pub fn add_to_iam_policy(command: Command) -> Command {
+    add(add(command, &[OF_IAM_POLICY]), GROUPS)
 }
 
 /// Adds those of `rolegate report`, and those that it shares.
@@ -91,6 +104,13 @@ fn arg(flag: &'static Flag, group: &'static str) -> Arg {
     }
     help.push_str(&format!(" [env: {}]", flag.env()));
     let arg = Arg::new(flag.name).long(flag.name).help(help).help_heading(group).action(ArgAction::Append);
-    let arg = arg.value_name(flag.value.unwrap_or("BOOL"));
+    // What completions offer.
+    let hint = match flag.value {
+        Some("FILE") => ValueHint::FilePath,
+        Some("DIR") => ValueHint::DirPath,
+        Some("PATH") => ValueHint::AnyPath,
+        _ => ValueHint::Unknown,
+    };
+    let arg = arg.value_name(flag.value.unwrap_or("BOOL")).value_hint(hint);
     if flag.bare { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg.num_args(1) }
 }

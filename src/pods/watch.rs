@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::readiness::ReadinessStep;
 
 mod ambiguous;
+pub(crate) mod cluster;
 mod context;
 mod fields;
 mod follow;

@@ -111,7 +111,14 @@ fn every_flag_is_documented_correctly() {
     };
     let real = flags::GROUPS
         .iter()
-        .chain([&flags::OF_EXPLAIN, &flags::OF_REPORT, &flags::OF_CHECK, &flags::OF_REDIRECT, &flags::OF_POD_IDENTITY_RENDER])
+        .chain([
+            &flags::OF_EXPLAIN,
+            &flags::OF_REPORT,
+            &flags::OF_CHECK,
+            &flags::OF_IAM_POLICY,
+            &flags::OF_REDIRECT,
+            &flags::OF_POD_IDENTITY_RENDER,
+        ])
         .flat_map(|(group, flags)| flags.iter().map(move |flag| row(group, flag)))
         .collect();
     same("docs/flags.md", &documented, &real);
@@ -317,6 +324,7 @@ fn documented_annotations_are_those_that_the_code_reads() {
 const OF_OTHERS: &[&str] = &[
     "name",
     "help",
+    "help-all",
     "version",
     "tag",
     "target",
@@ -344,6 +352,12 @@ const OF_OTHERS: &[&str] = &[
     "certificate-identity",
     "certificate-oidc-issuer",
     "repo",
+    // Those of aws iam.
+    "role-name",
+    "policy-name",
+    "policy-document",
+    "policy-arn",
+    "permissions-boundary",
     // Those of the webhook of EKS.
     "watch-container-credentials-config",
     "container-credentials-audience",

@@ -15,6 +15,7 @@ mod events;
 mod explain;
 mod fairness;
 mod flood;
+mod iam_policy;
 mod identity;
 mod kubernetes;
 mod large_objects;

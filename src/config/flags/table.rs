@@ -448,6 +448,30 @@ const CHECK: &[Flag] = &[
     value("format", "FORMAT", "text", "text or json"),
 ];
 
+/// The flags that only `rolegate iam-policy` has, with the heading of them.
+pub const OF_IAM_POLICY: (&str, &[Flag]) = ("Only for rolegate iam-policy", IAM_POLICY);
+
+const IAM_POLICY: &[Flag] = &[
+    value(
+        "node-role",
+        "ARN",
+        "",
+        "Role of the nodes' instance profile, which assumes the pods' roles; trust policies name it as the principal",
+    ),
+    value(
+        "policy",
+        "POLICY",
+        "all",
+        "Policy that is printed: node, intermediate, trust, chain or boundary alone, as the AWS CLI takes it, or all in one document",
+    ),
+    value("role", "ROLE", "", "With --policy=trust and --policy=chain: the role whose policy is printed, an ARN or a short name"),
+    switch(
+        "prefix",
+        "Allow the nodes' role all roles of each path in use, such as role/pods/*, instead of each role; roles without a path are \
+         allowed one by one in any case",
+    ),
+];
+
 /// The flags that only `rolegate report` has, with the heading of them. It shares `--admin-url` with `rolegate explain`.
 pub const OF_REPORT: (&str, &[Flag]) = ("Only for rolegate report", REPORT);
 

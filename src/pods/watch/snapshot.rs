@@ -114,27 +114,42 @@ async fn of_node(
     node: &str,
     annotations: &AnnotationKeys,
 ) -> Result<(Vec<pods::Pod>, Vec<std::net::IpAddr>, usize), SnapshotError> {
-    let first = format!("/api/v1/pods?limit={PAGE_SIZE}&fieldSelector={}", encode(&format!("spec.nodeName={node}")));
-    let (mut target, mut known, mut host_ips, mut left_out) = (first.clone(), Vec::new(), Vec::new(), 0);
-    let fields = objects::page::<PodObject>(&pod_annotations(annotations));
-    let failed = |failure| failed(&format!("the list of the pods of node {node}"), failure);
+    let path = format!("/api/v1/pods?limit={PAGE_SIZE}&fieldSelector={}", encode(&format!("spec.nodeName={node}")));
+    let (mut known, mut host_ips) = (Vec::new(), Vec::new());
+    let what = format!("the list of the pods of node {node}");
+    let left_out = list::<PodObject>(client, &path, &pod_annotations(annotations), &what, |object| {
+        host_ips.extend(&object.host_ips);
+        known.extend(pod_of(object, node, annotations).map(|(pod, _)| pod));
+    })
+    .await?;
+    Ok((known, host_ips, left_out))
+}
+
+/// Reads a list page by page. `first` is the request for the first page. Returns how many objects cannot be read.
+pub(super) async fn list<T: Object>(
+    client: &Client,
+    first: &str,
+    annotations: &[Annotation],
+    what: &str,
+    mut each: impl FnMut(T),
+) -> Result<usize, SnapshotError> {
+    let fields = objects::page::<T>(annotations);
+    let failed = |failure| failed(what, failure);
+    let (mut target, mut left_out) = (first.to_owned(), 0);
     loop {
         let mut answer = client.ask_filtered(&target, &fields).await.map_err(failed)?;
         while let Some(items) = answer.items().await.map_err(failed)? {
             for item in items {
-                let object = serde_json::from_slice::<PodObject>(&item.json).ok().filter(|_| !item.truncated);
-                let Some(object) = object else {
-                    left_out += 1;
-                    continue;
-                };
-                host_ips.extend(&object.host_ips);
-                known.extend(pod_of(object, node, annotations).map(|(pod, _)| pod));
+                match serde_json::from_slice::<T>(&item.json).ok().filter(|_| !item.truncated) {
+                    Some(object) => each(object),
+                    None => left_out += 1,
+                }
             }
         }
         let page = answer.page().map_err(failed)?;
         match page.continue_token() {
             Some(token) => target = format!("{first}&continue={}", encode(token)),
-            None => return Ok((known, host_ips, left_out)),
+            None => return Ok(left_out),
         }
     }
 }

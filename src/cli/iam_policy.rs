@@ -1,0 +1,63 @@
+//! `rolegate iam-policy`: reads its arguments, prints the policies, and chooses the exit code.
+
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+
+use super::daemon::{end, prepare};
+use super::output::{NO_POLICY, UNKNOWN, USAGE, print_text, progress, say};
+use crate::app::failure;
+use crate::app::iam_policy_command::iam_policies;
+use crate::config::iam_policy_command::{IamPolicyCommand, PolicyChoice};
+use crate::iam_policy::OnePolicy;
+use crate::text::printable;
+
+/// Runs `rolegate iam-policy`.
+pub(super) fn printed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
+    let command = match IamPolicyCommand::from_source(matches, env) {
+        Ok(command) => command,
+        Err(error) => {
+            say(&format!("rolegate: {error}\nSee rolegate iam-policy --help"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let policies = prepare().and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let policies = runtime.block_on(iam_policies(&command, progress(env)));
+        end(runtime);
+        policies
+    });
+    let policies = match policies {
+        Ok(policies) => policies,
+        Err(failure) => {
+            say(&format!("rolegate: {}", failure::text(&failure)));
+            return ExitCode::from(UNKNOWN);
+        }
+    };
+    for warning in &policies.warnings {
+        say(&format!("rolegate: warning: {}", printable(&warning.to_string())));
+    }
+    let wanted = match command.policy {
+        PolicyChoice::All => None,
+        PolicyChoice::Node => Some(OnePolicy::Node),
+        PolicyChoice::Intermediate => Some(OnePolicy::Intermediate),
+        PolicyChoice::Trust => Some(OnePolicy::Trust(command.role)),
+        PolicyChoice::Chain => Some(OnePolicy::Chain(command.role)),
+        PolicyChoice::Boundary => Some(OnePolicy::Boundary),
+    };
+    let text = match wanted.map(|wanted| policies.one(&wanted)) {
+        None => serde_json::to_string_pretty(&policies),
+        Some(Ok(policy)) => serde_json::to_string_pretty(&policy),
+        Some(Err(error)) => {
+            say(&format!("rolegate: {}", printable(&error.to_string())));
+            return ExitCode::from(NO_POLICY);
+        }
+    };
+    match text {
+        Ok(text) => print_text((text + "\n").as_bytes(), "the policies"),
+        Err(error) => {
+            say(&format!("rolegate: cannot write the policies: {error}"));
+            ExitCode::from(NO_POLICY)
+        }
+    }
+}

@@ -1,0 +1,236 @@
+#![allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
+
+use super::document::is_principal;
+use super::*;
+use crate::config::host_network::{HostNetworkConfig, HostNetworkMode};
+use crate::config::session::SessionTag;
+use crate::pods::{HostNetworkRules, OwnPodName, Pod, pods};
+use crate::policy::node::NodeIdentity;
+use crate::policy::{Policy, Rules};
+
+const BASE: &str = "arn:aws:iam::111122223333:role/";
+
+fn arn(name: &str) -> RoleArn {
+    format!("{BASE}{name}").parse().unwrap()
+}
+
+fn pod(namespace: &str, name: &str, account: &str, role: &str) -> Pod {
+    Pod { role: Some(role.to_owned()), service_account: account.to_owned(), ..Pod::for_test(namespace, name) }
+}
+
+fn rules(tags: &[SessionTag]) -> Rules {
+    let mut rules = Rules { base: Some(BASE.parse().unwrap()), ..Rules::default() };
+    rules.sessions.tags = tags.to_vec();
+    rules.sessions.cluster = "prod".to_owned();
+    rules
+}
+
+fn uses(rules: &Rules, all: Vec<Pod>) -> RolesInUse {
+    let (writer, pods) = pods();
+    writer.write(|index| index.reset(all));
+    let policy = Policy::new(rules.clone(), NodeIdentity::default()).unwrap();
+    RolesInUse::of(&pods, &policy, rules.default_role.as_ref())
+}
+
+fn settings() -> IamPolicySettings {
+    IamPolicySettings { node_role: Some(arn("nodes")), ..IamPolicySettings::default() }
+}
+
+fn printed(policies: &IamPolicies) -> String {
+    serde_json::to_string_pretty(policies).unwrap()
+}
+
+fn reasons(policies: &IamPolicies) -> Vec<&'static str> {
+    policies.warnings.iter().map(|warning| warning.reason).collect()
+}
+
+fn json(document: &Document) -> serde_json::Value {
+    serde_json::to_value(document).unwrap()
+}
+
+const PER_NAMESPACE: [SessionTag; 3] = [SessionTag::Namespace, SessionTag::ServiceAccount, SessionTag::Pod];
+
+#[test]
+fn roles_without_session_tags() {
+    let all = vec![pod("shop", "web-0", "web", "web"), pod("shop", "web-1", "web", "web"), pod("books", "api", "api", "pods/api")];
+    let policies = IamPolicies::new(&uses(&rules(&[]), all.clone()), &settings());
+    insta::assert_snapshot!(printed(&policies));
+    assert_eq!(reasons(&policies), Vec::<&str>::new());
+    // The order of the list does not matter.
+    let reversed = IamPolicies::new(&uses(&rules(&[]), all.into_iter().rev().collect()), &settings());
+    assert_eq!(printed(&reversed), printed(&policies));
+}
+
+#[test]
+fn session_tags_are_conditions_of_trust_policies() {
+    let mut rules = rules(&[&[SessionTag::Cluster][..], &PER_NAMESPACE].concat());
+    rules.default_role = Some(arn("default"));
+    let external = |name: &str, id: &str| Pod { external_id: Some(id.to_owned()), ..pod("shop", name, "web", "web") };
+    let all = vec![
+        external("web-0", "shop-id"),
+        external("web-1", "other-id"),
+        pod("books", "api-0", "api", "web"),
+        pod("books", "api-1", "worker", "web"),
+        Pod { role: None, ..pod("books", "plain", "default", "") },
+    ];
+    let settings = IamPolicySettings { has_tags: true, has_source_identity: true, ..settings() };
+    let policies = IamPolicies::new(&uses(&rules, all), &settings);
+    insta::assert_snapshot!(printed(&policies));
+    assert_eq!(reasons(&policies), Vec::<&str>::new());
+}
+
+#[test]
+fn target_roles_behind_an_intermediate_role() {
+    let target = |name: &str, target: &str| Pod {
+        target_role: Some(format!("arn:aws:iam::444455556666:role/{target}")),
+        external_id: Some("ours".to_owned()),
+        ..pod("shop", name, "web", "web")
+    };
+    let all = vec![target("a", "data"), target("b", "logs"), pod("shop", "c", "web", "plain")];
+    let settings = IamPolicySettings { intermediate: Some(arn("hub")), has_tags: true, ..settings() };
+    let policies = IamPolicies::new(&uses(&rules(&[SessionTag::Namespace]), all), &settings);
+    insta::assert_snapshot!(printed(&policies));
+    assert_eq!(policies.one(&OnePolicy::Chain(None)), policies.one(&OnePolicy::Chain(Some(arn("web")))));
+    assert_eq!(policies.one(&OnePolicy::Chain(Some(arn("plain")))), Err(NoPolicy::NotOf(arn("plain").to_string())));
+    assert!(matches!(policies.one(&OnePolicy::Trust(None)), Err(NoPolicy::Several(roles)) if roles.len() == 5));
+}
+
+#[test]
+fn other_partitions_keep_their_arns() {
+    for partition in ["aws-cn", "aws-us-gov"] {
+        let base = format!("arn:{partition}:iam::111122223333:role/");
+        let of = Rules { base: Some(base.parse().unwrap()), ..Rules::default() };
+        let settings = IamPolicySettings { node_role: Some(format!("{base}nodes").parse().unwrap()), ..IamPolicySettings::default() };
+        let policies = IamPolicies::new(&uses(&of, vec![pod("shop", "a", "web", "web")]), &settings);
+        let text = printed(&policies);
+        assert_eq!(text.matches("arn:").count(), text.matches(&base).count());
+        assert_eq!(policies.trust.keys().collect::<Vec<_>>(), [&format!("{base}web")]);
+        assert_eq!(json(&policies.trust[&format!("{base}web")])["Statement"][0]["Principal"]["AWS"], format!("{base}nodes"));
+    }
+}
+
+#[test]
+fn wildcards_in_the_path_of_a_role_match_nothing_else() {
+    let odd = r#"a*b?c${aws:username}/web"#;
+    let policies = IamPolicies::new(&uses(&rules(&[]), vec![pod("shop", "a", "web", odd)]), &settings());
+    let escaped = format!("{BASE}a${{*}}b${{?}}c${{$}}{{aws:username}}/web");
+    assert_eq!(json(&policies.node[0])["Statement"][0]["Resource"], escaped);
+    assert_eq!(json(&policies.node[0])["Version"], "2012-10-17", "older versions have no variables");
+    assert_eq!(json(policies.boundary.as_ref().unwrap())["Statement"][1]["NotResource"], escaped);
+    // In a pattern of a path, only the last star is one.
+    let by_path =
+        IamPolicies::new(&uses(&rules(&[]), vec![pod("shop", "a", "web", odd)]), &IamPolicySettings { by_path: true, ..settings() });
+    assert_eq!(json(&by_path.node[0])["Statement"][0]["Resource"], escaped.replace("/web", "/*"));
+    // A principal has no way to escape them.
+    assert!(!is_principal(&arn(odd)) && is_principal(&arn("pods/web")));
+    let target = Pod { target_role: Some("data".to_owned()), ..pod("shop", "a", "web", odd) };
+    let policies = IamPolicies::new(&uses(&rules(&[]), vec![target]), &settings());
+    assert_eq!(reasons(&policies), ["principal"]);
+    assert_eq!(policies.trust.keys().collect::<Vec<_>>(), [arn(odd).as_str()]);
+}
+
+/// Pods with this many roles, whose ARNs have 79 characters each.
+fn many(count: usize, path: &str) -> Vec<Pod> {
+    let name = |number: usize| format!("{path}{}{number:04}", "r".repeat(79 - BASE.len() - path.len() - 4));
+    (0..count).map(|number| pod("shop", &format!("pod-{number}"), "web", &name(number))).collect()
+}
+
+#[test]
+fn a_policy_that_is_too_large_is_split() {
+    // Each role takes its ARN, two quotes and a comma.
+    let of_one = 79 + 3;
+    for count in [1, 70, 73, 74, 75, 130, 800] {
+        let policies = IamPolicies::new(&uses(&rules(&[]), many(count, "")), &settings());
+        let parts = &policies.node;
+        assert!(parts.iter().all(|part| size(part) <= MANAGED), "{count}");
+        let resources = |part: &Document| match json(part)["Statement"][0]["Resource"].clone() {
+            serde_json::Value::Array(all) => all.len(),
+            _ => 1,
+        };
+        assert_eq!(parts.iter().map(resources).sum::<usize>(), count, "every role is in exactly one part");
+        assert!(parts.iter().rev().skip(1).all(|part| size(part) + of_one > MANAGED), "{count}: a part has room for another role");
+        assert_eq!(parts.len() > 1, reasons(&policies).contains(&"several-policies"), "{count}");
+        // A boundary cannot be split.
+        assert_eq!(policies.boundary.is_none(), reasons(&policies).contains(&"boundary-too-large"), "{count}");
+        assert!(policies.boundary.as_ref().is_none_or(|boundary| size(boundary) <= MANAGED), "{count}");
+        assert_eq!(policies.one(&OnePolicy::Boundary).is_ok(), count <= 70, "{count}");
+        match policies.one(&OnePolicy::Node) {
+            Ok(policy) => assert!(size(&policy) <= INLINE && resources(&policy) == count, "{count}"),
+            Err(error) => assert!(matches!(error, NoPolicy::TooLarge(..)) && count > 120, "{count}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn paths_are_allowed_instead_of_roles() {
+    let by_path = IamPolicySettings { by_path: true, ..settings() };
+    let allowed = |all: Vec<Pod>, settings: &IamPolicySettings| {
+        let policies = IamPolicies::new(&uses(&rules(&[]), all), settings);
+        assert_eq!(policies.node.len(), 1);
+        (json(&policies.node[0])["Statement"][0]["Resource"].clone(), reasons(&policies))
+    };
+    assert_eq!(allowed(many(800, "pods/"), &by_path), (format!("{BASE}pods/*").into(), vec![]));
+    // A longer path below another needs no pattern of its own. A role without a path is allowed alone.
+    let mut all = many(3, "pods/");
+    all.extend([pod("shop", "b", "web", "pods/web/b"), pod("shop", "c", "web", "alone")]);
+    let wanted = serde_json::json!([format!("{BASE}alone"), format!("{BASE}pods/*")]);
+    assert_eq!(allowed(all.clone(), &by_path), (wanted, vec![]));
+    // The nodes' own role has the same path.
+    let own = IamPolicySettings { node_role: Some(arn("pods/nodes")), ..by_path };
+    let (resources, reasons) = allowed(vec![pod("shop", "b", "web", "pods/web")], &own);
+    assert_eq!((resources, reasons), (format!("{BASE}pods/web").into(), vec!["own-role-in-path"]));
+}
+
+#[test]
+fn trust_policies_that_exceed_a_quota_are_named() {
+    for (namespaces, wanted) in [(2, vec![]), (12, vec!["trust-policy-large"]), (40, vec!["trust-policy-too-large"])] {
+        let all = (0..namespaces).map(|number| pod(&format!("namespace-{number}"), "web", "web", "web")).collect();
+        let policies = IamPolicies::new(&uses(&rules(&PER_NAMESPACE), all), &IamPolicySettings { has_tags: true, ..settings() });
+        assert_eq!(reasons(&policies), wanted, "{namespaces}");
+    }
+}
+
+#[test]
+fn what_is_left_out_is_said() {
+    let mut of = rules(&[]);
+    of.base = None;
+    let host = Pod { host_network: true, ..pod("shop", "agent", "web", "arn:aws:iam::111122223333:role/web") };
+    let finished = Pod { finished: true, ..pod("shop", "job", "web", "arn:aws:iam::111122223333:role/job") };
+    let plain = Pod { role: None, ..pod("shop", "plain", "web", "") };
+    let short = (0..5).map(|number| pod("shop", &format!("short-{number}"), "web", "web"));
+    let uses = uses(&of, [host, finished, plain].into_iter().chain(short).collect());
+    let policies = IamPolicies::new(&uses, &IamPolicySettings::default());
+    assert_eq!(reasons(&policies), ["pods-left-out", "pods-left-out", "no-roles", "no-node-role"]);
+    let texts: Vec<_> = policies.warnings.iter().map(ToString::to_string).collect();
+    assert!(texts[0].contains("agent of namespace shop (host-network)"), "{texts:?}");
+    assert!(texts[1].contains("short-0, short-1, short-2 and 2 more of namespace shop (no-base-arn)"), "{texts:?}");
+    assert_eq!(policies.one(&OnePolicy::Node), Err(NoPolicy::NotNeeded("no pod has a role, so nothing needs to be allowed")));
+    assert!(policies.trust.is_empty());
+    // Without roles, the boundary denies every role.
+    assert_eq!(json(policies.boundary.as_ref().unwrap())["Statement"][1]["Resource"], "*");
+}
+
+#[test]
+fn external_ids_are_required_only_if_all_pods_have_one() {
+    let external = Pod { external_id: Some("ours".to_owned()), ..pod("shop", "a", "web", "web") };
+    let trust = |all: Vec<Pod>| {
+        let policies = IamPolicies::new(&uses(&rules(&[]), all), &settings());
+        (json(&policies.trust[arn("web").as_str()])["Statement"][0]["Condition"].clone(), reasons(&policies))
+    };
+    assert_eq!(trust(vec![external.clone()]), (serde_json::json!({"StringEquals": {"sts:ExternalId": "ours"}}), vec![]));
+    assert_eq!(trust(vec![external, pod("shop", "b", "web", "web")]), (serde_json::Value::Null, vec!["external-ids-differ"]));
+}
+
+#[test]
+fn pods_in_the_host_network_count_if_they_are_served() {
+    let config = HostNetworkConfig { pods: HostNetworkMode::Serve, exempt: Vec::new() };
+    let (writer, pods) = pods();
+    writer.write(|index| {
+        index.set_host_network(HostNetworkRules::new(config, OwnPodName::default(), true));
+        index.reset([Pod { host_network: true, ..pod("shop", "agent", "web", "web") }]);
+    });
+    let policy = Policy::new(rules(&[]), NodeIdentity::default()).unwrap();
+    let uses = RolesInUse::of(&pods, &policy, None);
+    assert_eq!(uses.direct.keys().collect::<Vec<_>>(), [arn("web").as_str()]);
+    assert!(uses.unresolved.is_empty());
+}
