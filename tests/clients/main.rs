@@ -9,6 +9,7 @@ mod bed;
 mod bpf;
 mod bytes;
 mod forms;
+mod iam_policies;
 mod kit;
 mod moto;
 mod pod_identity;
