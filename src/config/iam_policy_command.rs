@@ -100,7 +100,7 @@ mod tests {
     fn read(arguments: &[&str]) -> Result<IamPolicyCommand, Vec<String>> {
         let matches = crate::cli::command().try_get_matches_from(["rolegate", "iam-policy"].iter().chain(arguments)).unwrap();
         // That of the daemon's container.
-        let env = |name: &str| (name == "NODE_NAME").then(|| "node-a".to_owned());
+        let env = |name: &str| ["NODE_NAME", "ROLEGATE_NODE"].contains(&name).then(|| "node-a".to_owned());
         IamPolicyCommand::from_source(matches.subcommand_matches("iam-policy").unwrap(), &env).map_err(|error| error.mistakes)
     }
 
