@@ -1,9 +1,10 @@
-//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/explain`, with `--migrate` `/report`, and with `--debug` `/debug/store`.
+//! The operators' port: `/metrics`, `/healthz`, `/readyz`, `/explain`, with `--migrate` `/report`, with `--status-page` `/status` and
+//! `/status.json`, and with `--debug` `/debug/store`.
 //!
 //! Liveness is local: it says that the process answers. Readiness says that this node's pods can be served, or what still has
-//! to happen first. The explanation, the report and the debug page reveal which pod has which role. They therefore answer only
-//! peers on loopback, and neither web pages in a browser nor requests that a proxy forwarded; the explanation also requires a header of
-//! its own. A GET of the explanation makes no calls. A POST with `assume=true` calls STS once; these calls run one at a time,
+//! to happen first. The explanation, the report, the status and the debug page reveal which pod has which role. They therefore answer
+//! only peers on loopback, and neither web pages in a browser nor requests that a proxy forwarded; the explanation also requires a header of
+//! its own, and the status also answers a browser in which a person opens it. All others get 404, as where there is no such page. A GET of the explanation makes no calls. A POST with `assume=true` calls STS once; these calls run one at a time,
 //! at most one per second, and back off while STS returns errors.
 //!
 //! Pods can reach this port, too. What they may use of it is limited by pod. The node itself is not limited, so that the
@@ -19,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -42,12 +43,15 @@ use crate::pods::Pods;
 use crate::readiness::Readiness;
 use crate::report::render::{report_csv, report_text};
 use crate::report::reporter::MigrationReporter;
+use crate::status::page::{content_security_policy, page};
 
 mod local;
 mod rendered;
+mod status;
 
-use local::{ReportFormat, is_local, question};
+use local::{ReportFormat, is_local, is_local_page, question};
 pub(crate) use rendered::Rendered;
+pub(crate) use status::StatusPage;
 
 /// Limits on open connections. Pods of this node share one set of places. Addresses that belong to no pod of this node, mostly
 /// scrapers on other nodes, share another. No connection waits: if there is no free place, an idle connection is closed.
@@ -65,6 +69,7 @@ const MAX_PROBES: usize = 16;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
 const CSV: &str = "text/csv; charset=utf-8";
 
 /// The status, content type and body of a response.
@@ -140,6 +145,8 @@ pub(crate) struct Admin<A> {
     pub reporter: Arc<OnceLock<MigrationReporter>>,
     /// The last rendering of the metrics.
     pub rendered: Rendered,
+    /// The status page, if it is served.
+    pub status: Option<StatusPage<A>>,
 }
 
 impl<A: StsOfNode> Admin<A> {
@@ -285,6 +292,9 @@ impl<A: StsOfNode> Admin<A> {
             (&Method::GET | &Method::POST, "/explain") if is_local(peer, &request.headers) && request.headers.contains_key(HEADER) => {
                 self.explain(request).await
             }
+            (&Method::GET | &Method::HEAD, path @ ("/status" | "/status.json")) if is_local_page(peer, &request.headers) => {
+                self.status(path).await
+            }
             (&Method::GET, "/report") if is_local(peer, &request.headers) => self.report(request),
             (&Method::POST, "/explain") | (&Method::GET | &Method::HEAD, _) => NOT_FOUND,
             _ => (StatusCode::METHOD_NOT_ALLOWED, TEXT, Bytes::new()),
@@ -297,9 +307,9 @@ impl<A: StsOfNode> Admin<A> {
             return self.metrics.render().into();
         }
         self.rendered
-            .get(|| {
+            .get(async {
                 self.metrics.rendering();
-                if self.namespace_labels { self.metrics.render() } else { self.metrics.render_without_namespaces() }
+                if self.namespace_labels { self.metrics.render() } else { self.metrics.render_without_namespaces() }.into()
             })
             .await
     }
@@ -352,6 +362,18 @@ impl<A: StsOfNode> Admin<A> {
         }
     }
 
+    async fn status(&self, path: &str) -> AdminPage {
+        let Some(status) = &self.status else { return NOT_FOUND };
+        let document = status.document().await;
+        if path == "/status" {
+            return (StatusCode::OK, HTML, page(&document).into());
+        }
+        match serde_json::to_vec(&*document) {
+            Ok(body) => (StatusCode::OK, JSON, body.into()),
+            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, Bytes::new()),
+        }
+    }
+
     fn waiting(&self) -> Bytes {
         format!("waiting for: {}\n", self.readiness.pending().join(", ")).into()
     }
@@ -360,7 +382,15 @@ impl<A: StsOfNode> Admin<A> {
 fn respond((status, kind, body): AdminPage) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    // What the port serves is true for a moment, and much of it is for people on the node alone.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if kind == HTML {
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(content_security_policy()));
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    }
     response
 }
 

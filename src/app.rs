@@ -23,10 +23,12 @@ use crate::metrics::Metrics;
 use crate::pods::HostNetworkRules;
 use crate::pods::watch::manifest::ApiManifests;
 use crate::policy::node::NodeIdentity;
-use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
+use crate::readiness::{
+    NODE_NAMED, OWN_IDENTITY, PACKET_RULES, PODS_KNOWN, Readiness, ReadinessStep, SELF_TEST_PASSED, SHUT_DOWN, START, StartupHealth,
+};
 use crate::redirect::interface_addresses;
 use crate::report::recorder::Recorder;
-use crate::self_test::{Ability, Probes, STEP};
+use crate::self_test::{Ability, Probes};
 use crate::server::{Server, Service};
 use crate::tasks::{TaskEnded, Tasks};
 use crate::unix_socket;
@@ -51,10 +53,10 @@ mod settings;
 mod start;
 
 use listener::PodListener;
-use own_pod::{OwnPod, PODS_KNOWN};
+use own_pod::OwnPod;
 use pod_identity::IdentityListener;
 use prepare::{RequestSources, connection_of, prepare};
-use start::{NODE_NAMED, PACKET_RULES, START, Start};
+use start::Start;
 
 /// The task that accepts pods' connections.
 const ACCEPTOR: &str = "acceptor";
@@ -84,6 +86,10 @@ impl App {
     /// start, and is started again and again, must not leave the node open.
     pub(crate) async fn bind(config: Config) -> anyhow::Result<Self> {
         let (metrics, readiness) = (Metrics::new(), Readiness::default());
+        metrics.readiness_of(readiness.clone());
+        if config.admin.role_label {
+            metrics.show_roles();
+        }
         let mut rules = PacketRules::guard(&config.redirect, config.server.accept_direct, &metrics, &readiness).await?;
         if let Some(rules) = &mut rules {
             rules.attach(&config.redirect, &metrics, &readiness).await?;
@@ -176,9 +182,9 @@ impl App {
         let (drain, probes) = (Drain::default(), Probes::default());
         let running = readiness.step(START);
         // The first list, the rule and the identity of AWS are steps of their own: each may be late.
-        let identity = readiness.step("the daemon's own AWS identity");
+        let identity = readiness.step(OWN_IDENTITY);
         // Ready only when it has passed, where it can be done.
-        let self_test_step = matches!(self_test, Ability::Able(_)).then(|| readiness.step(STEP));
+        let self_test_step = matches!(self_test, Ability::Able(_)).then(|| readiness.step(SELF_TEST_PASSED));
         // Those of the system are read by the Kubernetes client as well.
         connection_of(&config.aws).check_authorities()?;
         let kube = guarded(&mut rules, client::connect(&config.pods.api)).await?;
@@ -267,7 +273,7 @@ impl App {
             }
         };
         // Not ready any more, whatever was before.
-        let _stopping = readiness.step("the daemon to shut down");
+        let _stopping = readiness.step(SHUT_DOWN);
         drain.begin();
         if ended.is_ok() {
             acceptor.await.map_err(|error| TaskEnded::of(ACCEPTOR, &error))??;

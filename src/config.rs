@@ -412,6 +412,10 @@ pub struct AdminConfig {
     pub debug: bool,
     /// Whether clients that are not on this node see namespaces in the metrics.
     pub namespace_labels: bool,
+    /// Whether there is a metric with the roles of pods.
+    pub role_label: bool,
+    /// The status page, for peers on loopback.
+    pub status_page: bool,
     /// Where `rolegate probe` asks.
     pub probe_socket: Option<PathBuf>,
 }

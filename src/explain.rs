@@ -150,15 +150,20 @@ pub(crate) struct Assumed {
 impl Report {
     /// Creates a report without a decision.
     pub(crate) fn unknown(pod: &PodReference, node: &str, by: By, reason: &str, message: String) -> Self {
+        Self { reason: Some(reason.to_owned()), message, ..Self::undecided(pod.namespace(), pod.name(), node, by) }
+    }
+
+    /// Creates a report of a pod that is known, before the decision.
+    pub(crate) fn undecided(namespace: &str, pod: &str, node: &str, by: By) -> Self {
         Self {
             version: VERSION,
-            namespace: pod.namespace().to_owned(),
-            pod: pod.name().to_owned(),
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
             node: node.to_owned(),
             by,
             decision: ReportedDecision::Unknown,
-            reason: Some(reason.to_owned()),
-            message,
+            reason: None,
+            message: String::new(),
             check: Vec::new(),
             notes: Vec::new(),
             identity: Vec::new(),

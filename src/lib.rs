@@ -95,6 +95,7 @@ mod session_limits;
 mod shares;
 mod sorted;
 mod startup_taint;
+mod status;
 mod tasks;
 mod telemetry;
 mod text;

@@ -1,6 +1,6 @@
 //! Every metric, in one place. `docs/metrics.md` documents their names, labels and help texts; a test compares the two. To bound
-//! the number of series, no label holds an address, a pod or a role. Only metrics that show who is refused, or who a stricter setting
-//! would break, have the label `namespace`.
+//! the number of series, no label holds an address or a pod, and none a role unless the operator asks for it. Only metrics that show
+//! who is refused, or who a stricter setting would break, have the label `namespace`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -14,16 +14,31 @@ use tokio::time::Instant;
 mod descriptions;
 mod handles;
 mod host_network;
+mod initial;
+mod limits;
+pub(crate) mod observed;
 mod pod_identity;
+mod process;
+mod readiness;
+mod record;
 mod register;
 mod render;
+mod roles;
 
 use descriptions::*;
 pub use descriptions::{ALL, Description};
 pub use handles::{InFlight, RouteMeters};
+use observed::Observed;
+pub use observed::{ComparedRules, RuleKind, RuleState};
 use pod_identity::PodIdentityMetrics;
+use process::ProcessMetrics;
+use readiness::ReadinessMetrics;
 use register::Registrar;
 use render::{text, without_namespaces};
+pub use roles::RoleMeters;
+use roles::RoleMetrics;
+
+use crate::readiness::Readiness;
 
 /// Handles to the metrics of one process; cheap to clone.
 #[derive(Clone, Debug)]
@@ -92,6 +107,10 @@ struct MetricsInner {
     migration_findings: IntGaugeVec,
     migration_source: OnceLock<FindingsSource>,
     pod_identity: PodIdentityMetrics,
+    readiness: ReadinessMetrics,
+    roles: RoleMetrics,
+    process: ProcessMetrics,
+    observed: Observed,
 }
 
 /// The content of the session cache at one time.
@@ -131,6 +150,38 @@ impl std::fmt::Debug for FindingsSource {
     }
 }
 
+impl MetricsInner {
+    /// Creates the series of counters whose labels are known beforehand.
+    fn start(&self) {
+        for (counters, values) in [
+            (&self.denials, initial::DENIALS),
+            (&self.audited, initial::AUDITED),
+            (&self.connections_refused, initial::CONNECTIONS_REFUSED),
+            (&self.connections_ended, initial::CONNECTIONS_ENDED),
+            (&self.metrics_refused, initial::METRICS_REFUSED),
+            (&self.watch_errors, initial::RESOURCES),
+            (&self.watch_undecodable, initial::RESOURCES),
+            (&self.ambiguous, initial::AMBIGUOUS),
+            (&self.sessions, initial::SESSIONS),
+            (&self.metadata_reads, initial::METADATA_READS),
+            (&self.sts_turned_away, initial::STS_TURNED_AWAY),
+            (&self.sts_explained, initial::STS_OUTCOMES),
+            (&self.events, initial::EVENTS),
+            (&self.redirect_repairs, initial::REDIRECT_REPAIRS),
+            (&self.self_test_failures, initial::SELF_TEST_FAILURES),
+            (&self.startup_taint, initial::STARTUP_TAINT),
+            (&self.exemption_updates, initial::EXEMPTION_UPDATES),
+        ] {
+            initial::start(counters, values);
+        }
+        for cause in initial::CAUSES {
+            for outcome in initial::STS_OUTCOMES {
+                self.sts_requests.with_label_values(&[cause, outcome]);
+            }
+        }
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -143,7 +194,7 @@ impl Metrics {
         let register = Registrar(Registry::new());
         let build_info = register.gauges(&BUILD_INFO);
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Self(Arc::new(MetricsInner {
+        let inner = MetricsInner {
             requests: register.counters(&REQUESTS),
             request_seconds: register.histograms(&REQUEST_SECONDS),
             denials: register.counters(&DENIALS),
@@ -201,8 +252,34 @@ impl Metrics {
             migration_findings: register.gauges(&MIGRATION_FINDINGS),
             migration_source: OnceLock::new(),
             pod_identity: PodIdentityMetrics::new(&register),
+            readiness: ReadinessMetrics::new(&register),
+            roles: RoleMetrics::new(&register),
+            process: ProcessMetrics::new(&register),
+            observed: Observed::default(),
             registry: register.0,
-        }))
+        };
+        inner.start();
+        Self(Arc::new(inner))
+    }
+
+    /// Sets the source of the metrics of readiness. Only the first call has an effect.
+    pub fn readiness_of(&self, readiness: Readiness) {
+        self.0.readiness.follow(readiness);
+    }
+
+    /// Switches the metric with a role label on.
+    pub fn show_roles(&self) {
+        self.0.roles.switch_on();
+    }
+
+    /// Returns the counters of a role; `None` unless [`Self::show_roles`] was called.
+    pub fn role_meters(&self, role: &str) -> Option<RoleMeters> {
+        self.0.roles.of(role)
+    }
+
+    /// Removes the series of all roles but these. They are not computed if there are no such series.
+    pub fn keep_roles(&self, roles: impl FnOnce() -> BTreeSet<String>) {
+        self.0.roles.keep(roles);
     }
 
     /// Renders the metrics in the text format of Prometheus, version 0.0.4.
@@ -238,6 +315,8 @@ impl Metrics {
             self.0.link_overflows.inc_by(count().saturating_sub(self.0.link_overflows.get()));
         }
         self.0.pod_identity.refresh();
+        self.0.readiness.refresh();
+        self.0.process.refresh();
         self.0.watch_sign_of_life.set(i64::try_from(self.watch_silence().as_secs()).unwrap_or(i64::MAX));
         self.0.registry.gather()
     }
@@ -250,6 +329,7 @@ impl Metrics {
             route,
             requests: self.0.requests.clone(),
         }
+        .started()
     }
 
     /// Counts a refused request.
@@ -330,6 +410,7 @@ impl Metrics {
 
     /// Sets the state of the last self-test: 1 for `state`, 0 for the others of `all`.
     pub fn self_test(&self, state: &'static str, all: impl IntoIterator<Item = &'static str>) {
+        self.0.observed.self_test(state);
         for one in all {
             self.0.self_test.with_label_values(&[one]).set(i64::from(one == state));
         }
@@ -337,6 +418,7 @@ impl Metrics {
 
     /// Counts a failed self-test.
     pub fn self_test_failed(&self, reason: &'static str) {
+        self.0.observed.self_test_failed(reason);
         self.0.self_test_failures.with_label_values(&[reason]).inc();
     }
 
@@ -516,57 +598,4 @@ impl Metrics {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn watch_silence_grows_until_the_next_sign_of_life() {
-        let metrics = Metrics::new();
-        let told = |seconds| String::from_utf8_lossy(&metrics.render()).contains(&format!("last_sign_of_life_seconds {seconds}\n"));
-        tokio::time::advance(Duration::from_secs(61)).await;
-        assert!(told(61));
-        metrics.watch_alive();
-        assert!(told(0));
-        tokio::time::advance(Duration::from_secs(7)).await;
-        assert!(told(7));
-    }
-
-    #[test]
-    fn series_of_a_namespace_go_with_its_last_pod() {
-        let metrics = Metrics::new();
-        let keep = |names: &[&str]| metrics.keep_namespaces(&names.iter().map(|name| (*name).to_owned()).collect());
-        let told = |name: &str| String::from_utf8_lossy(&metrics.render()).matches(&format!("namespace=\"{name}\"")).count();
-        keep(&["shop", "tools"]);
-        for name in ["shop", "tools"] {
-            metrics.without_token(name, true);
-            metrics.without_token(name, false);
-        }
-        keep(&["shop", "tools", "new"]);
-        assert_eq!((told("shop"), told("tools")), (2, 2));
-        keep(&["tools"]);
-        assert_eq!((told("shop"), told("tools")), (0, 2));
-        keep(&["shop", "tools"]);
-        metrics.without_token("shop", true);
-        assert_eq!(told("shop"), 1, "it begins anew");
-    }
-
-    #[test]
-    fn recorded_values_are_rendered() {
-        let metrics = Metrics::new();
-        metrics.route("credentials").answered(200, Duration::from_millis(3));
-        metrics.route("credentials").answered(418, Duration::from_millis(3));
-        metrics.denied("no-role");
-        let open = metrics.connection();
-        let text = String::from_utf8_lossy(&metrics.render()).into_owned();
-        for line in [
-            r#"rolegate_http_requests_total{code="200",route="credentials"} 1"#,
-            r#"rolegate_http_requests_total{code="other",route="credentials"} 1"#,
-            r#"rolegate_denials_total{reason="no-role"} 1"#,
-            "rolegate_connections 1",
-        ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
-        }
-        drop(open);
-        assert!(String::from_utf8_lossy(&metrics.render()).contains("rolegate_connections 0"));
-    }
-}
+mod tests;

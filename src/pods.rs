@@ -360,6 +360,12 @@ impl Pods {
         self.shared.read().all()
     }
 
+    /// Returns every pod with its context, in the order of namespace and name, for status pages.
+    pub fn all_with_context(&self) -> Vec<(Arc<Pod>, PodContext)> {
+        let index = self.shared.read();
+        index.all().into_iter().map(|pod| (pod.clone(), index.context(&pod))).collect()
+    }
+
     /// Returns every pod that may send requests, now or once it has an address, with its context and in no particular order,
     /// and whether there was a complete list of pods.
     pub fn that_may_ask(&self) -> (bool, Vec<(Arc<Pod>, PodContext)>) {

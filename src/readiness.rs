@@ -8,6 +8,53 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+/// The name of the node is known.
+pub const NODE_NAMED: &str = "the name of this node (set --node)";
+/// In a cluster, the API has pods of this node.
+pub const OWN_POD_KNOWN: &str = "a pod of this node in the Kubernetes API (check --node)";
+/// The pods are listed.
+pub const PODS_KNOWN: &str = "the list of this node's pods";
+/// STS has confirmed who the daemon is.
+pub const OWN_IDENTITY: &str = "the daemon's own AWS identity";
+/// The packet rules are in place for the first time.
+pub const PACKET_RULES: &str = "the packet rules";
+/// Everything that serves pods is created, and connections are accepted.
+pub const START: &str = "the daemon's start";
+/// The self-test passes.
+pub const SELF_TEST_PASSED: &str = "the self-test";
+/// The BPF programs are attached again.
+pub const PROGRAMS_REPAIRED: &str = "the repair of the BPF programs";
+/// The packet rules are as wanted again.
+pub const RULES_REPAIRED: &str = "the repair of the packet rules";
+/// STS accepts the daemon's own credentials again.
+pub const OWN_CREDENTIALS: &str = "own AWS credentials that STS accepts";
+/// The metadata service names the account of the daemon's own identity.
+pub const OWN_ACCOUNT: &str = "a base ARN in the daemon's own AWS account";
+/// STS and the metadata service do not contradict each other.
+pub const ONE_ACCOUNT: &str = "STS and a metadata service that agree about this node's AWS account";
+/// The API has been heard from.
+pub const SIGN_OF_LIFE: &str = "contact with the Kubernetes API";
+/// The daemon ends.
+pub const SHUT_DOWN: &str = "the daemon to shut down";
+
+/// Every condition of the daemon, each with its short name: the label `cause` of `rolegate_not_ready`.
+pub const CONDITIONS: [(&str, &str); 14] = [
+    (NODE_NAMED, "node-name"),
+    (OWN_POD_KNOWN, "own-pod"),
+    (PODS_KNOWN, "pod-list"),
+    (OWN_IDENTITY, "own-identity"),
+    (PACKET_RULES, "packet-rules"),
+    (START, "start"),
+    (SELF_TEST_PASSED, "self-test"),
+    (PROGRAMS_REPAIRED, "bpf-programs-repair"),
+    (RULES_REPAIRED, "packet-rules-repair"),
+    (OWN_CREDENTIALS, "own-credentials"),
+    (OWN_ACCOUNT, "own-account"),
+    (ONE_ACCOUNT, "account-agreement"),
+    (SIGN_OF_LIFE, "api-contact"),
+    (SHUT_DOWN, "shutdown"),
+];
+
 /// The pending start-up steps. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<watch::Sender<BTreeSet<&'static str>>>);

@@ -33,7 +33,7 @@ use crate::log_once::Changes;
 use crate::metadata_service::METADATA_PORT;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
-use crate::readiness::{Readiness, ReadinessStep};
+use crate::readiness::{Readiness, ReadinessStep, SELF_TEST_PASSED};
 use crate::redirect::bpf::ExitGuardCheck;
 use crate::redirect::{self, rules::Family};
 
@@ -51,8 +51,6 @@ mod programs;
 mod reply;
 mod test_network;
 
-/// The name of the readiness step.
-pub(crate) const STEP: &str = "the self-test";
 /// The gateway of the namespace. Its neighbour entry is permanent, so no interface needs this address.
 const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 31);
 /// The IPv6 gateway of the namespace, a link-local address.
@@ -364,7 +362,7 @@ impl Running {
             );
         }
         if self.step.is_none() {
-            self.step = Some(self.readiness.step(STEP));
+            self.step = Some(self.readiness.step(SELF_TEST_PASSED));
         }
         // The network itself may be at fault, so the next test creates a new one. Another program may have moved the helper.
         self.unmake().await;

@@ -1,4 +1,4 @@
-//! The metrics as text, rendered at most once a second.
+//! What is expensive to make for a request, made at most once a second.
 
 use std::time::Duration;
 
@@ -10,18 +10,24 @@ use tokio::time::Instant;
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The last rendering. Requests that arrive while it is being made wait for it and share it.
-#[derive(Debug, Default)]
-pub(crate) struct Rendered(Mutex<Option<(Instant, Bytes)>>);
+#[derive(Debug)]
+pub(crate) struct Rendered<T = Bytes>(Mutex<Option<(Instant, T)>>);
 
-impl Rendered {
-    pub(super) async fn get(&self, render: impl FnOnce() -> Vec<u8>) -> Bytes {
+impl<T> Default for Rendered<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone> Rendered<T> {
+    pub(super) async fn get(&self, render: impl Future<Output = T>) -> T {
         let mut last = self.0.lock().await;
         if let Some((at, text)) = &*last
             && at.elapsed() < FRESH
         {
             return text.clone();
         }
-        let text = Bytes::from(render());
+        let text = render.await;
         *last = Some((Instant::now(), text.clone()));
         text
     }
@@ -38,7 +44,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn requests_within_a_second_get_the_same_text() {
         let (rendered, count) = (Rendered::default(), AtomicUsize::new(0));
-        let ask = || rendered.get(|| format!("{}", count.fetch_add(1, Ordering::SeqCst)).into_bytes());
+        let ask = || rendered.get(async { Bytes::from(count.fetch_add(1, Ordering::SeqCst).to_string()) });
         assert!(join_all((0..8).map(|_| ask())).await.iter().all(|text| text == "0"));
         for _ in 0..30 {
             tokio::time::advance(Duration::from_millis(100)).await;

@@ -16,6 +16,7 @@ use crate::pods::{Pod, PodManifest, PodManifests, pods};
 use crate::policy::node::NodeIdentity;
 use crate::policy::patterns::Patterns;
 use crate::policy::{Policy, RoleRequest, Rules};
+use crate::status::collector::StatusCollector;
 
 /// A fake STS that denies each request, and answers as many as it has permits.
 #[derive(Clone, Debug)]
@@ -68,7 +69,17 @@ fn admin(answers: &Arc<tokio::sync::Semaphore>) -> Admin<Sts> {
     };
     let record = explainer.daemon.as_ref().unwrap().limits.clone();
     let explainer = Arc::new(OnceLock::from(explainer));
+    let collector = StatusCollector {
+        node: "node-a".to_owned(),
+        clock: Clock::following_tokio("2026-01-01T00:00:00Z".parse().unwrap()),
+        started_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        pods: pods.clone(),
+        explainer: explainer.clone(),
+    };
     Admin {
+        status: Some(StatusPage::new(collector)),
         metrics,
         readiness,
         pods,
@@ -242,7 +253,9 @@ async fn calls_to_sts_back_off_while_it_denies() {
     assert_eq!(pauses[3..], [60; 5]);
     let text = String::from_utf8(admin.metrics.render()).unwrap();
     assert!(text.contains(r#"rolegate_explain_sts_requests_total{outcome="denied"} 16"#), "{text}");
-    assert!(!text.contains("rolegate_sts_requests_total"), "calls for explanations do not count as calls for pods: {text}");
+    let of_pods: Vec<_> = text.lines().filter(|line| line.starts_with("rolegate_sts_requests_total{")).collect();
+    let are_zero = !of_pods.is_empty() && of_pods.iter().all(|line| line.ends_with(" 0"));
+    assert!(are_zero, "calls for explanations do not count as calls for pods: {of_pods:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -444,4 +457,97 @@ async fn pods_of_this_node_cannot_keep_scrapers_out() {
     assert!((0..7).all(|_| hold(&scraper).is_ok()), "the scraper can reconnect");
     assert!((2..20).all(|last| hold(&Source::unknown(IpAddr::from([10, 8, 0, last]))).is_ok()), "others can connect");
     assert!(hold(&Source::Node).is_ok());
+}
+
+const STATUS: [&str; 2] = ["/status", "/status.json"];
+
+#[tokio::test]
+async fn the_status_is_for_people_on_the_node_alone() {
+    let admin = admin(&none());
+    for target in STATUS {
+        for peer in ["127.0.0.1:1", "127.5.0.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            for method in [Method::GET, Method::HEAD] {
+                assert_eq!(status(&admin, peer, method, target, LOCAL).await, 200, "{peer} {target}");
+            }
+        }
+        for peer in ["10.0.0.1:1", "10.0.0.99:1", "169.254.169.254:1", "[fd00::1]:1", "[::ffff:10.0.0.1]:1"] {
+            assert_eq!(ask(&admin, peer, Method::GET, target, LOCAL).await, (StatusCode::NOT_FOUND, String::new()), "{peer} {target}");
+        }
+        for host in ["example.com", "localhost.example.com", "127.0.0.1.nip.io:9543", "10.0.0.1", "user@localhost", "", "0.0.0.0"] {
+            assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, target, &[("Host", host)]).await, 404, "{host} {target}");
+        }
+        assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, target, &[]).await, 404, "no Host");
+        for header in ["Forwarded", "Via", "X-Forwarded-For", "X-Real-IP", "Origin"] {
+            let headers = [("Host", "localhost"), (header, "1")];
+            assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, target, &headers).await, 404, "{header} {target}");
+        }
+        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
+            let answer = status(&admin, "127.0.0.1:1", method.clone(), target, LOCAL).await;
+            assert_eq!(answer, 405, "{method} {target}");
+        }
+    }
+}
+
+/// Browsers send these headers to loopback addresses. Another page must not read or open the status.
+#[tokio::test]
+async fn a_browser_shows_the_status_only_if_a_person_opens_it() {
+    let admin = admin(&none());
+    let of = async |headers: &[(&str, &str)]| {
+        let headers: Vec<_> = [("Host", "localhost:9543")].iter().chain(headers).copied().collect();
+        status(&admin, "127.0.0.1:1", Method::GET, "/status", &headers).await.as_u16()
+    };
+    let (site, mode) = ("Sec-Fetch-Site", ("Sec-Fetch-Mode", "navigate"));
+    for good in ["none", "same-origin"] {
+        assert_eq!(of(&[(site, good), mode]).await, 200, "{good}");
+    }
+    for bad in ["cross-site", "same-site", "", "None", "none, none"] {
+        assert_eq!(of(&[(site, bad), mode]).await, 404, "{bad}");
+    }
+    assert_eq!(of(&[mode]).await, 404, "a browser that does not say where the request comes from");
+    assert_eq!(of(&[(site, "none"), (site, "none")]).await, 404);
+    assert_eq!(of(&[(site, "same-origin"), ("Origin", "http://localhost:9543")]).await, 404);
+    // The other pages are not for browsers at all.
+    for target in [WEB, "/debug/store"] {
+        let headers = [("Host", "localhost"), (site, "none")];
+        assert_eq!(status(&admin, "127.0.0.1:1", Method::GET, target, &headers).await, 404, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn there_is_no_status_unless_it_is_switched_on() {
+    let mut admin = admin(&none());
+    admin.status = None;
+    for target in STATUS {
+        assert_eq!(ask(&admin, "127.0.0.1:1", Method::GET, target, LOCAL).await, (StatusCode::NOT_FOUND, String::new()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_status_is_made_once_a_second_for_all() {
+    let admin = admin(&none());
+    let at = async || {
+        let (_, text) = ask(&admin, "127.0.0.1:1", Method::GET, "/status.json", LOCAL).await;
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["daemon"]["uptime_seconds"].as_u64().unwrap()
+    };
+    assert_eq!(at().await, 0);
+    tokio::time::advance(Duration::from_millis(999)).await;
+    assert_eq!(at().await, 0);
+    tokio::time::advance(Duration::from_millis(3001)).await;
+    assert_eq!(at().await, 4);
+    tokio::time::advance(Duration::from_millis(999)).await;
+    assert_eq!(at().await, 4, "nothing is made anew within a second");
+}
+
+#[test]
+fn what_the_port_serves_is_not_kept_and_the_page_loads_nothing() {
+    let of = |kind| respond((StatusCode::OK, kind, Bytes::new())).headers().clone();
+    for kind in [TEXT, JSON, CSV, HTML] {
+        assert_eq!(
+            (of(kind)["cache-control"].to_str().unwrap(), of(kind)["x-content-type-options"].to_str().unwrap()),
+            ("no-store", "nosniff")
+        );
+        assert_eq!(of(kind).contains_key("content-security-policy"), kind == HTML);
+    }
+    let policy = of(HTML)["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && policy.contains("frame-ancestors 'none'"), "{policy}");
 }

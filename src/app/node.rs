@@ -17,16 +17,10 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::policy::discovered::ForeignAccount;
 use crate::policy::node::{KnownNode, NodeIdentity};
-use crate::readiness::{Readiness, ReadinessStep};
+use crate::readiness::{ONE_ACCOUNT, OWN_ACCOUNT, OWN_CREDENTIALS, Readiness, ReadinessStep};
 use crate::role::CallerIdentity;
 
-/// What is pending while the daemon's own credentials do not serve for long.
-const OWN_CREDENTIALS: &str = "own AWS credentials that STS accepts";
-/// The readiness step that is pending while the metadata service names an account that is not the daemon's own.
-const OWN_ACCOUNT: &str = "a base ARN in the daemon's own AWS account";
-/// The readiness step that is pending while STS and the metadata service contradict each other.
-const ONE_ACCOUNT: &str = "STS and a metadata service that agree about this node's AWS account";
-/// For how long they must have been refused for that.
+/// How long STS must have refused the daemon's own credentials before the daemon is not ready.
 const REFUSED_FOR_LONG: Duration = Duration::from_secs(300);
 /// How soon after an answer it is asked anew at the earliest, whatever comes of assuming roles.
 const DOUBTED_AGAIN: Duration = Duration::from_secs(10);

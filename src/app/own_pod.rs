@@ -17,12 +17,10 @@ use crate::kubernetes::failure::RequestFailure;
 use crate::kubernetes::own_pod::{PodOnNode, TokenBinding, pods_with};
 use crate::kubernetes::setup::SERVICE_ACCOUNT;
 use crate::pods::{OwnPodName, Pods};
-use crate::readiness::{Readiness, ReadinessStep};
+use crate::readiness::{PODS_KNOWN, Readiness, ReadinessStep};
 
 /// Pause between questions that the API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// The step of the start after which this node's pods are known.
-pub(super) const PODS_KNOWN: &str = "the list of this node's pods";
 /// How often the API may know none of the pods that were looked for before that counts as an answer. The kubelet reports a pod's
 /// addresses late.
 const TRIES: u32 = 12;

@@ -6,10 +6,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
-use super::own_pod::PODS_KNOWN;
 use super::prepare::{Prepared, SharedWithAdmin};
 use super::{listener, node, overflows, own_pod, pod_identity};
-use crate::admin::{Admin, Rendered};
+use crate::admin::{Admin, Rendered, StatusPage};
 use crate::cgroup::{PodCgroups, RedirectPrograms};
 use crate::clock::Clock;
 use crate::config::{Config, HostNetworkMode, PodIdentityConfig, RedirectBackend, Restrictions, ServiceAccountRoles};
@@ -33,7 +32,7 @@ use crate::pods::watch::{PodWatch, second_witness};
 use crate::pods::{self, HostNetworkRules, Needs, NodeAddresses, Pods, PodsWriter};
 use crate::policy::node::NodeIdentity;
 use crate::proxy::pod_identity::settings::PodIdentity;
-use crate::readiness::{Readiness, ReadinessStep, StartupHealth};
+use crate::readiness::{OWN_POD_KNOWN, PACKET_RULES, PODS_KNOWN, Readiness, ReadinessStep, START, StartupHealth};
 use crate::redirect::bpf::ExitGuardCheck;
 use crate::redirect::interface_addresses;
 use crate::report::node_role::NodeRoleUse;
@@ -42,16 +41,8 @@ use crate::report::reporter::MigrationReporter;
 use crate::self_test::{Ability, Probes, Redirection, SelfTest};
 use crate::server::{HostClients, Redirected, Server};
 use crate::startup_taint::StartupTaint;
+use crate::status::collector::StatusCollector;
 use crate::tasks::Tasks;
-
-/// A step of the start: the name of this node is known.
-pub(super) const NODE_NAMED: &str = "the name of this node (set --node)";
-/// A step of the start, in a cluster: the pods of this node are not none.
-const OWN_POD_KNOWN: &str = "a pod of this node in the Kubernetes API (check --node)";
-/// A step of the start: everything that serves pods is made.
-pub(super) const START: &str = "the daemon's start";
-/// A step of the start: the packet rules are in place.
-pub(super) const PACKET_RULES: &str = "the packet rules";
 
 /// What each step of the start uses.
 pub(super) struct Start<'a> {
@@ -208,6 +199,18 @@ impl Start<'_> {
             explainer: explainer.clone(),
             reporter: reporter.clone(),
             rendered: Rendered::default(),
+            status: config.admin.status_page.then(|| {
+                let clock = Clock::system();
+                StatusPage::new(StatusCollector {
+                    node: config.pods.node.clone(),
+                    started_at: clock.now(),
+                    clock,
+                    metrics: metrics.clone(),
+                    readiness: readiness.clone(),
+                    pods: pods.clone(),
+                    explainer: explainer.clone(),
+                })
+            }),
         });
         if let Some(listener) = probe_socket {
             tasks.spawn("probe socket", of_admin.clone().serve_probes(listener));

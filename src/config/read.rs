@@ -121,6 +121,8 @@ pub(super) fn admin(source: &mut SettingSource<'_>) -> AdminConfig {
         port: source.port("metrics-port", DEFAULT_METRICS_PORT),
         debug: source.switch("debug"),
         namespace_labels: source.switch("metrics-namespace-labels"),
+        role_label: source.switch("metrics-role-label"),
+        status_page: source.switch("status-page"),
         probe_socket: source.text("probe-socket").map(PathBuf::from),
     }
 }

@@ -150,6 +150,8 @@ const CASES: &[Case] = &[
     ("metrics-port", "9999", &[], |config| config.admin.port == 9999),
     ("metrics-bind-address", "::1", &[], |config| config.admin.address == Some("::1".parse().unwrap())),
     ("metrics-namespace-labels", "true", &[], |config| config.admin.namespace_labels),
+    ("metrics-role-label", "true", &[], |config| config.admin.role_label),
+    ("status-page", "true", &[], |config| config.admin.status_page),
     ("accept-direct-connections", "true", &[], |config| config.server.accept_direct),
     ("imds-tokens", "optional", &[], |config| config.server.tokens == TokenMode::Optional),
     ("metadata-addr", "127.0.0.1:1338", &[], |config| config.metadata.address == "127.0.0.1:1338"),

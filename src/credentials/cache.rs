@@ -36,7 +36,7 @@ mod flight;
 mod slot;
 
 use flight::{Before, Flight, Serves, is_usable};
-pub use flight::{LEAST_REMAINING, LEAST_USABLE, Landing, SessionState};
+pub use flight::{LEAST_REMAINING, LEAST_USABLE, Landing, SessionState, SessionView};
 use slot::Slot;
 
 /// How long a caller waits for a renewal while earlier credentials are still valid. SDKs time out after one second, some after
@@ -115,22 +115,28 @@ impl<A: AssumeRole> Sessions<A> {
                 Serves::Credentials(credentials) => {
                     self.raise_if_nearly_ended(&flight, &credentials, || Caller::of(pod));
                     self.hits.inc();
-                    return Ok(credentials);
+                    return flight.counted(Ok(credentials));
                 }
                 Serves::Failure(error) => {
                     self.metrics.session_lookups("remembered").inc();
-                    return Err(error);
+                    return flight.counted(Err(error));
                 }
                 Serves::Wait => {
                     self.metrics.session_lookups("shared").inc();
-                    return self.landing_of(flight, &Caller::of(pod)).await;
+                    return flight.counted(self.landing_of(flight.clone(), &Caller::of(pod)).await);
                 }
                 Serves::Nothing(_) => {}
             }
         }
         let caller = Caller::of(pod);
-        let flight = self.board(request, &caller).await.map_err(AssumeRoleError::NotAsked)?;
-        self.landing_of(flight, &caller).await
+        let flight = self.board(request, &caller).await.map_err(|why| {
+            // No flight counts it.
+            if let Some(meters) = self.metrics.role_meters(request.role().as_str()) {
+                meters.answered(false);
+            }
+            AssumeRoleError::NotAsked(why)
+        })?;
+        flight.counted(self.landing_of(flight.clone(), &caller).await)
     }
 
     async fn flight(&self, request: &RoleRequest) -> Option<Arc<Flight>> {
@@ -220,6 +226,11 @@ impl<A: AssumeRole> Sessions<A> {
         Some(self.flight(request).await?.standing(self.clock.now()))
     }
 
+    /// Returns the public part of a session; `None` if it was never requested from STS.
+    pub async fn view(&self, request: &RoleRequest) -> Option<SessionView> {
+        Some(self.flight(request).await?.view(self.clock.now()))
+    }
+
     /// Drops sessions that no pod needs: zeroes their secrets, withdraws their queued requests from the gate, and discards responses
     /// that are still to come.
     pub(super) async fn forget(&self, requests: &[Arc<RoleRequest>]) {
@@ -227,6 +238,9 @@ impl<A: AssumeRole> Sessions<A> {
             if let Some(slot) = self.flights.remove(&**request).await {
                 self.gate.withdraw(slot.ticket);
             }
+        }
+        if !requests.is_empty() {
+            self.metrics.keep_roles(|| self.flights.iter().map(|(request, _)| request.role().as_str().to_owned()).collect());
         }
     }
 

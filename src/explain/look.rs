@@ -7,7 +7,7 @@ use super::{By, Report, ReportStep, ReportedDecision, StsParameters, refusal};
 use crate::advice::Advise as _;
 use crate::config::HostNetworkMode;
 use crate::config::explain_command::PodReference;
-use crate::pods::{HostNetworkTreatment, Lookup, Objection, Pod, Pods};
+use crate::pods::{HostNetworkTreatment, Lookup, Objection, Pod, PodContext, Pods};
 use crate::policy::Explanation;
 use crate::policy::trace::StepVerdict;
 use crate::policy::{self, Policy, RoleRequest};
@@ -53,13 +53,24 @@ pub(crate) fn look(name: &PodReference, node: &str, by: By, pods: &Pods, policy:
         );
         return (report, None);
     };
-    let identified = identity(&pod, node, pods, &mut report);
-    let Explanation { steps, decision } = policy.explain(&pod, &context);
+    look_at(report, (&pod, &context), pods, policy)
+}
+
+/// Explains a known pod, of which the report has the names.
+pub(crate) fn look_at(
+    mut report: Report,
+    (pod, context): (&Arc<Pod>, &PodContext),
+    pods: &Pods,
+    policy: &Policy,
+) -> (Report, Option<RoleRequest>) {
+    let (by, node) = (report.by, report.node.clone());
+    let identified = identity(pod, &node, pods, &mut report);
+    let Explanation { steps, decision } = policy.explain(pod, context);
     report.policy = steps
         .into_iter()
         .map(|step| ReportStep { what: step.what.name().to_owned(), source: step.source, detail: step.detail, verdict: step.verdict })
         .collect();
-    if policy.names_no_role(&pod, &context) && !matches!(decision, policy::Decision::Deny(policy::Denial::NoRole)) {
+    if policy.names_no_role(pod, context) && !matches!(decision, policy::Decision::Deny(policy::Denial::NoRole)) {
         report.notes.push("the pod names no role: the role is that of --default-role".to_owned());
     }
     let request = match (identified, decision) {

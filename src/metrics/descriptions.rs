@@ -132,6 +132,24 @@ descriptions! {
         "Files in the directory of --cni-results, by whether they are used or ignored.";
     STARTUP_TAINT = "counter" "rolegate_startup_taint_looks_total" ["outcome"]
         "Checks of this node for the start-up taint, by outcome.";
+    READY = "gauge" "rolegate_ready" []
+        "1 if the daemon is ready, else 0.";
+    NOT_READY = "gauge" "rolegate_not_ready" ["cause"]
+        "1 for each condition that keeps the daemon from being ready, 0 for the others.";
+    ROLE_CREDENTIALS = "counter" "rolegate_role_credentials_total" ["role", "outcome"]
+        "Requests for credentials of pods that may have the role, by role and outcome; only with --metrics-role-label.";
+    PROCESS_CPU = "counter" "process_cpu_seconds_total" []
+        "CPU time of the process, in user and kernel mode, in seconds.";
+    PROCESS_RESIDENT = "gauge" "process_resident_memory_bytes" []
+        "Resident memory of the process, in bytes.";
+    PROCESS_VIRTUAL = "gauge" "process_virtual_memory_bytes" []
+        "Virtual memory of the process, in bytes.";
+    PROCESS_OPEN_FDS = "gauge" "process_open_fds" []
+        "Open file descriptors of the process.";
+    PROCESS_MAX_FDS = "gauge" "process_max_fds" []
+        "Maximum number of open file descriptors of the process.";
+    PROCESS_START = "gauge" "process_start_time_seconds" []
+        "Start of the process, in seconds since 1970.";
     MIGRATION_FINDINGS = "gauge" "rolegate_migration_findings" ["finding", "namespace"]
         "Workloads that the strict settings would refuse something, by kind of finding and namespace; only with --migrate.";
 }

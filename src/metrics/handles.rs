@@ -32,6 +32,11 @@ pub struct RouteMeters {
     pub(super) answered: [OnceLock<IntCounter>; STATUSES.len()],
 }
 
+/// The statuses that only requests with service account tokens get.
+const ONLY_WITH_POD_IDENTITY: [u16; 2] = [429, 503];
+/// The routes of Pod Identity.
+const OF_POD_IDENTITY: [&str; 2] = ["pod-identity", "relative-uri"];
+
 /// The statuses of answers to pods.
 const STATUSES: [(u16, &str); 10] = [
     (200, "200"),
@@ -47,6 +52,16 @@ const STATUSES: [(u16, &str); 10] = [
 ];
 
 impl RouteMeters {
+    /// Creates the series of each status that the route may have.
+    pub(super) fn started(self) -> Self {
+        for (at, (status, label)) in STATUSES.iter().enumerate() {
+            if *status != 0 && (OF_POD_IDENTITY.contains(&self.route) || !ONLY_WITH_POD_IDENTITY.contains(status)) {
+                let _ = self.answered[at].set(self.requests.with_label_values(&[self.route, label]));
+            }
+        }
+        self
+    }
+
     /// Counts an answered request and its duration.
     pub fn answered(&self, status: u16, took: Duration) {
         let at = STATUSES.iter().position(|(known, _)| *known == status).unwrap_or(STATUSES.len() - 1);

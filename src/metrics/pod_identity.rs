@@ -6,6 +6,7 @@ use prometheus::{IntCounterVec, IntGaugeVec};
 use tokio::time::Instant;
 
 use super::descriptions::{KEY_FETCHES, KEYS_AGE, TOKEN_REVIEWS};
+use super::initial;
 use super::register::Registrar;
 
 #[derive(Debug)]
@@ -19,12 +20,10 @@ pub(super) struct PodIdentityMetrics {
 
 impl PodIdentityMetrics {
     pub(super) fn new(register: &Registrar) -> Self {
-        Self {
-            key_fetches: register.counters(&KEY_FETCHES),
-            keys_age: register.gauges(&KEYS_AGE),
-            keys_fetched_at: Mutex::default(),
-            token_reviews: register.counters(&TOKEN_REVIEWS),
-        }
+        let (key_fetches, token_reviews) = (register.counters(&KEY_FETCHES), register.counters(&TOKEN_REVIEWS));
+        initial::start(&key_fetches, initial::KEY_FETCHES);
+        initial::start(&token_reviews, initial::TOKEN_REVIEWS);
+        Self { key_fetches, keys_age: register.gauges(&KEYS_AGE), keys_fetched_at: Mutex::default(), token_reviews }
     }
 
     /// Counts a fetch of the keys.
@@ -38,6 +37,11 @@ impl PodIdentityMetrics {
     /// Counts a review of a token.
     pub(super) fn token_reviewed(&self, outcome: &'static str) {
         self.token_reviews.with_label_values(&[outcome]).inc();
+    }
+
+    /// Returns the counters of token reviews.
+    pub(super) fn token_reviews(&self) -> &IntCounterVec {
+        &self.token_reviews
     }
 
     /// Updates what depends on the time of the scrape.

@@ -25,8 +25,8 @@ use crate::advice::{Advise as _, chain};
 use crate::backoff::Backoff;
 use crate::config::InterfaceMatch;
 use crate::log_once::{EachKey, LOG_EVERY, WhenFull};
-use crate::metrics::Metrics;
-use crate::readiness::{Readiness, ReadinessStep};
+use crate::metrics::{ComparedRules, Metrics, RuleKind, RuleState};
+use crate::readiness::{RULES_REPAIRED, Readiness, ReadinessStep};
 
 /// How long notifications of changes are gathered before the rules are compared.
 const GATHER: Duration = Duration::from_millis(100);
@@ -34,8 +34,6 @@ const GATHER: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_secs(1);
 /// The number of consecutive failed comparisons after which the state of the rules counts as unknown.
 const FAILURES: u32 = 3;
-/// The name of the readiness step that is pending while the rules are wrong.
-const STEP: &str = "the repair of the packet rules";
 /// The difference that is reported if the guard is missing.
 const NO_GUARD: &str = "the guard rules, or those for Pod Identity, are missing, or other rules come before them";
 
@@ -268,6 +266,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 if let Err(error) = installed {
                     return self.is_wrong(&error, &differences);
                 }
+                self.metrics.rules_repaired(RuleKind::Packet, None);
                 self.log_repair(&differences);
                 if self.is_all(&repair) {
                     self.is_as_wanted();
@@ -403,6 +402,8 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
         }
         self.enter(RulesState::AsWanted);
         self.failures = 0;
+        let is_all = matches!(self.wanted, WantedRules::Exactly(_));
+        self.observed(if is_all { RuleState::InPlace } else { RuleState::Guarded });
         self.metrics.redirect_in_place(matches!(self.wanted, WantedRules::Exactly(_)));
         if let Some(waiting) = self.waiting.take() {
             waiting.done();
@@ -420,7 +421,22 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
             );
         }
         self.failures = 0;
+        self.observed(RuleState::AnotherDaemons);
         self.not_ready();
+    }
+
+    /// Records the state for the status page. Both families are compared together.
+    fn observed(&self, state: RuleState) {
+        let targets = match &self.wanted {
+            WantedRules::Exactly(RuleSet { targets: Some(targets), .. }) => {
+                (targets.ipv4.map(SocketAddr::from), targets.ipv6.map(SocketAddr::from))
+            }
+            WantedRules::Exactly(_) | WantedRules::Guard { .. } => (None, None),
+        };
+        for (family, redirects_to) in [("ipv4", targets.0), ("ipv6", targets.1)] {
+            let (kind, backend, family) = (RuleKind::Packet, self.backend.name(), Some(family));
+            self.metrics.rules_compared(ComparedRules { kind, backend, family, redirects_to, state });
+        }
     }
 
     fn is_wrong(&mut self, error: &RedirectError, differences: &[String]) -> Duration {
@@ -433,6 +449,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 "cannot repair the packet rules; not ready, retrying; pods may reach the real metadata service"
             );
         }
+        self.observed(RuleState::Wrong);
         self.not_ready();
         self.backoff()
     }
@@ -446,6 +463,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
                 "cannot read the packet rules; retrying, not ready after {FAILURES} failures in a row"
             );
         }
+        self.observed(RuleState::Unknown);
         if self.failures + 1 >= FAILURES {
             self.not_ready();
         }
@@ -462,7 +480,7 @@ impl<B: Backend, S: ReconcilerEnvironment> Reconciler<B, S> {
     fn not_ready(&mut self) {
         self.metrics.redirect_in_place(false);
         if self.waiting.is_none() {
-            self.waiting = Some(self.readiness.step(STEP));
+            self.waiting = Some(self.readiness.step(RULES_REPAIRED));
         }
     }
 

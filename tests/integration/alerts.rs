@@ -12,22 +12,23 @@ use super::docs::documented_metrics;
 use super::manifests::documents;
 
 /// Metrics of others: of Prometheus itself, of kube-state-metrics and of the kubelet.
-const OF_OTHERS: &[&str] = &[
-    "up",
-    "ALERTS",
-    "kube_daemonset_status_number_unavailable",
-    "container_memory_working_set_bytes",
-    "container_cpu_usage_seconds_total",
-];
+const OF_OTHERS: &[&str] = &["up", "ALERTS", "kube_daemonset_status_number_unavailable"];
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn alerts() -> Vec<Value> {
+/// Returns the rules of the manifest: the alerts, and the recording rules.
+fn rules() -> [Vec<Value>; 2] {
     let [rule] = documents(&read("daemonset/monitoring/prometheus-rule.yaml")).try_into().unwrap();
     let groups = rule["spec"]["groups"].as_array().unwrap();
-    let alerts: Vec<Value> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect();
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone());
+    let (alerts, records) = rules.partition(|rule| rule["record"].is_null());
+    [alerts, records]
+}
+
+fn alerts() -> Vec<Value> {
+    let [alerts, _] = rules();
     assert!(alerts.len() > 20, "{}", alerts.len());
     alerts
 }
@@ -106,6 +107,19 @@ fn alerts_name_real_metrics() {
     let (_, values) = documented_metrics();
     for alert in alerts() {
         assert_real(text(&alert, "/alert"), text(&alert, "/expr"), &values);
+    }
+}
+
+#[test]
+fn recording_rules_name_real_metrics_and_are_documented_and_tested() {
+    let (_, values) = documented_metrics();
+    let [_, records] = rules();
+    assert!(!records.is_empty());
+    for record in records {
+        let name = text(&record, "/record");
+        assert_real(name, text(&record, "/expr"), &values);
+        assert!(read("docs/metrics.md").contains(&format!("`{name}`")), "{name} is not documented");
+        assert!(read("tests/alerts/records.yaml").contains(name), "{name} is not tested");
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use rolegate::config::{self, flags};
 use rolegate::metrics;
 use rolegate::pods::watch::SESSION_NAME_KEY;
+use rolegate::readiness;
 
 /// Checks that `documented` and `real` are equal.
 #[track_caller]
@@ -265,6 +266,11 @@ fn every_value_of_a_label_is_documented() {
                 .concat_sets(),
         ),
         ("rolegate_startup_taint_looks_total{outcome}", looks),
+        ("rolegate_not_ready{cause}", readiness::CONDITIONS.map(|(_, cause)| cause.to_owned()).into()),
+        (
+            "rolegate_role_credentials_total{outcome}",
+            literals_in(between(&read("src/metrics/roles.rs"), "const OUTCOMES: [&str; 2] = ", ";")),
+        ),
         ("rolegate_migration_findings{finding}", literals_in(between(&read("src/report.rs"), "pub(crate) const ALL", "];"))),
     ];
     let (_, documented) = documented_metrics();
@@ -683,6 +689,8 @@ fn every_condition_of_readiness_has_advice() {
         }
     }
     assert!(real.contains("the self-test") && real.contains("the list of this node's pods"), "{real:?}");
+    // Otherwise the daemon could be not ready without a cause in the metrics.
+    same("CONDITIONS of src/readiness.rs", &readiness::CONDITIONS.map(|(text, _)| text.to_owned()).into(), &real);
     let text = read("docs/troubleshooting.md");
     let table = between(&text, "## By reason of `/readyz`", "\n## ");
     let rows = table.lines().filter(|line| line.starts_with("| `")).skip(1);

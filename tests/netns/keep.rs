@@ -59,7 +59,7 @@ fn assert_closed(bed: &Bed, pod: &Pod) {
 
 /// Waits until a check succeeds. The error is that of the last check.
 #[track_caller]
-fn wait_until<T>(mut is: impl FnMut() -> io::Result<T>) -> T {
+pub(crate) fn wait_until<T>(mut is: impl FnMut() -> io::Result<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match is() {

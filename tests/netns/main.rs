@@ -32,4 +32,5 @@ mod redirects;
 mod reused_addresses;
 mod routing;
 mod selftest;
+mod status;
 mod upstream;

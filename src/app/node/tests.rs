@@ -6,8 +6,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::policy::Discovered;
 use crate::policy::Rules;
-
-const SELF: &str = "the daemon's own AWS identity";
+use crate::readiness::OWN_IDENTITY;
 
 /// STS, which answers all who ask the same until a test says otherwise.
 #[derive(Debug, Default)]
@@ -47,7 +46,7 @@ fn refused() -> Option<AssumeRoleError> {
 
 fn start() -> (Arc<Fake>, Readiness) {
     let (fake, readiness) = (Arc::new(Fake::default()), Readiness::default());
-    tokio::spawn(follow_identity(fake.clone(), policy(&NodeIdentity::default()), readiness.step(SELF), readiness.clone()));
+    tokio::spawn(follow_identity(fake.clone(), policy(&NodeIdentity::default()), readiness.step(OWN_IDENTITY), readiness.clone()));
     (fake, readiness)
 }
 
@@ -126,9 +125,9 @@ async fn an_outage_of_sts_does_not_end_readiness() {
 async fn before_the_first_success_the_start_is_what_is_pending() {
     let (fake, readiness) = (Arc::new(Fake::default()), Readiness::default());
     fake.answers(refused());
-    tokio::spawn(follow_identity(fake.clone(), policy(&NodeIdentity::default()), readiness.step(SELF), readiness.clone()));
+    tokio::spawn(follow_identity(fake.clone(), policy(&NodeIdentity::default()), readiness.step(OWN_IDENTITY), readiness.clone()));
     pass(60).await;
-    assert_eq!(readiness.pending(), [SELF]);
+    assert_eq!(readiness.pending(), [OWN_IDENTITY]);
     fake.answers(None);
     pass(1).await;
     assert!(readiness.pending().is_empty());
@@ -151,7 +150,7 @@ async fn a_daemon_is_not_ready_while_its_account_is_not_the_discovered_one() {
     let (fake, readiness, node) = (Arc::new(Fake::default()), Readiness::default(), NodeIdentity::default());
     let of = |account: &str| format!("arn:aws:sts::{account}:assumed-role/nodes/i-0f1e2d3c").parse().unwrap();
     node.set_caller(of("111122223333"));
-    tokio::spawn(follow_identity(fake.clone(), policy(&node), readiness.step(SELF), readiness.clone()));
+    tokio::spawn(follow_identity(fake.clone(), policy(&node), readiness.step(OWN_IDENTITY), readiness.clone()));
     // It is never ready in between.
     let ready = readiness.clone();
     let never = tokio::spawn(async move { ready.ready().await });

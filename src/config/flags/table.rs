@@ -251,6 +251,15 @@ pub(super) const SERVING: &[Flag] = &[
          the node itself",
     ),
     switch(
+        "metrics-role-label",
+        "Include rolegate_role_credentials_total in the metrics, which shows role ARNs to all clients of the metrics port",
+    ),
+    switch(
+        "status-page",
+        "Serve /status and /status.json on the metrics port to clients on the node's loopback, which pods with \
+         hostNetwork share",
+    ),
+    switch(
         "accept-direct-connections",
         "Serve connections that no packet rule redirected; for tests and demonstrations, not for production",
     ),

@@ -33,6 +33,7 @@ impl<A: AssumeRole> Sessions<A> {
         let left = earlier.as_ref().map(|earlier| earlier.remaining(self.clock.now()));
         // The first of the pods that need the session, for the log.
         let (first_pod, pods) = (callers.first().cloned(), callers.len());
+        let role_meters = self.metrics.role_meters(request.role().as_str());
         let (ticket, turn) = self.gate.queue(&Application { cause, left, callers, is_new })?;
         let (land, state) = watch::channel(FlightState { earlier, lapsed, landed: None });
         // Not a background task: it ends with its result, and a panic in it drops `land`, which its callers notice.
@@ -79,6 +80,7 @@ impl<A: AssumeRole> Sessions<A> {
                     }
                     Err(error) if !is_late && permit.is_asked_again(&error, questions, is_needed) => {
                         metrics.sts_answered(error.name(), cause, began.elapsed());
+                        metrics.sts_failed(error.name(), called_role(&request, call).as_str());
                         info!(
                             event = "sts-retry", namespace, pod, role = called_role(&request, call).as_str(), cause, outcome = error.name(),
                             %error,
@@ -122,6 +124,7 @@ impl<A: AssumeRole> Sessions<A> {
                 }
                 Err(error) => {
                     metrics.sts_answered(error.name(), cause, began.elapsed());
+                    metrics.sts_failed(error.name(), called_role(&request, call).as_str());
                     // An unknown identity of the daemon is reported by the task that determines it.
                     if error.is_remembered() {
                         let kept_until =
@@ -154,7 +157,7 @@ impl<A: AssumeRole> Sessions<A> {
                 *landed = Some(Landed { landing, until: Instant::now() + remembered });
             });
         });
-        Ok(Flight { state, failures, ticket, patient_until: OnceLock::new() })
+        Ok(Flight { state, failures, ticket, role_meters, patient_until: OnceLock::new() })
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::backoff::{Backoff, fraction, spread};
 use crate::credentials::gate::Ticket;
 use crate::credentials::{AssumeRoleError, Credentials};
+use crate::metrics::RoleMeters;
 use crate::session_limits::LONGEST_SDK_MARGIN;
 
 /// The least remaining lifetime of served credentials while STS works. The SDKs with the longest margin (botocore) refresh on
@@ -36,6 +37,8 @@ pub(super) struct Flight {
     pub(super) failures: u32,
     /// Its place at the gate.
     pub(super) ticket: Ticket,
+    /// The counters of its role, if there are any.
+    pub(super) role_meters: Option<RoleMeters>,
     /// Until when the held credentials are not renewed while STS throttles; set at first use.
     pub(super) patient_until: OnceLock<Instant>,
 }
@@ -95,6 +98,19 @@ pub enum SessionState {
     },
 }
 
+/// The public part of a session, for status pages. It has neither secrets nor the access key ID.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionView {
+    /// When the credentials that pods get now were issued; `None` if there are none that are still valid.
+    pub issued_at: Option<Timestamp>,
+    /// When they expire.
+    pub expires_at: Option<Timestamp>,
+    /// Whether a request to STS is in flight or queued.
+    pub is_requested: bool,
+    /// The outcome of the last request to STS, if it failed.
+    pub failure: Option<&'static str>,
+}
+
 impl Flight {
     /// Returns how the flight serves a caller now. `is_slow` returns whether STS throttles this node.
     pub(super) fn serves(&self, now: Timestamp, is_slow: impl Fn() -> bool) -> Serves {
@@ -124,6 +140,14 @@ impl Flight {
         }
     }
 
+    /// Counts a request that it answered, by its role. Returns the answer.
+    pub(super) fn counted(&self, landing: Landing) -> Landing {
+        if let Some(meters) = &self.role_meters {
+            meters.answered(landing.is_ok());
+        }
+        landing
+    }
+
     /// Whether the flight's task panicked, so that no result will come.
     fn has_crashed(&self) -> bool {
         self.state.has_changed().is_err()
@@ -143,6 +167,23 @@ impl Flight {
             Some(Landed { landing: Err(error), until }) => {
                 (*until <= Instant::now()).then(|| self.after_failure(&state, u32::from(error.is_remembered()), now))
             }
+        }
+    }
+
+    /// Returns the public part of its state.
+    pub(super) fn view(&self, now: Timestamp) -> SessionView {
+        let FlightState { earlier, landed, .. } = &*self.state.borrow();
+        let (fresh, failure) = match landed.as_ref().map(|landed| &landed.landing) {
+            Some(Ok(credentials)) => (Some(credentials), None),
+            Some(Err(error)) => (None, Some(error.name())),
+            None => (None, None),
+        };
+        let held = fresh.or(earlier.as_ref()).filter(|held| is_usable(held, now));
+        SessionView {
+            issued_at: held.map(|held| held.issued_at),
+            expires_at: held.map(|held| held.expires_at),
+            is_requested: landed.is_none() && !self.has_crashed(),
+            failure,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::clock::CLOCK_EVERY;
 use crate::log_once::Condition;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
-use crate::readiness::{Readiness, ReadinessStep};
+use crate::readiness::{Readiness, ReadinessStep, SIGN_OF_LIFE};
 
 /// The minimum interval between two passes over all pods, because changes often come in groups.
 const PIN_AGAIN: Duration = Duration::from_millis(50);
@@ -17,8 +17,6 @@ const PIN_AGAIN: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Pods that a log line names.
 const EXAMPLES: usize = 3;
-/// The readiness step that is pending while the API is silent.
-const SIGN_OF_LIFE: &str = "contact with the Kubernetes API";
 
 /// Pins pods' addresses to their links, and reports pods that could forge those of others. Never returns.
 pub(crate) async fn keep_pins(mut pods: Pods, metrics: Metrics, booted: impl Fn() -> Option<Timestamp>) {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ use super::uplinks::NodeInterfaces;
 use crate::advice::{Advise as _, chain};
 use crate::cgroup::RedirectPrograms;
 use crate::config::{BpfConfig, HostNetworkMode};
-use crate::metrics::Metrics;
+use crate::metrics::{ComparedRules, Metrics, RuleKind, RuleState};
 use crate::netlink::Notifications;
-use crate::readiness::{Readiness, ReadinessStep};
+use crate::readiness::{PROGRAMS_REPAIRED, Readiness, ReadinessStep};
 use crate::redirect::notifications::Watched;
 use crate::redirect::ownership::{self, Ownership};
 
@@ -39,8 +39,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const GATHER: Duration = Duration::from_millis(20);
 /// The minimum pause between two comparisons, unless there is a new interface.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The name of the readiness step that is pending while the programs are wrong.
-const STEP: &str = "the repair of the BPF programs";
 /// RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_ROUTE, each as a bit.
 const GROUPS: u32 = 1 | 1 << 6 | 1 << 10;
 /// RTM_NEWLINK: an interface is new, or has changed.
@@ -119,6 +117,7 @@ impl Keeper {
         keeper.exempt_own(&keeper.pods)?;
         keeper.clear_exemptions()?;
         let attached = keeper.settle(true)?;
+        keeper.observed(RuleState::Guarded);
         info!(
             event = "bpf-programs-attached",
             cgroup = %keeper.pods.path.display(),
@@ -173,7 +172,9 @@ impl Keeper {
     pub fn redirect(&mut self, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>, port: u16) -> Result<(), BpfError> {
         self.targets = Some(BpfTargets { ipv4, ipv6, port });
         self.settle(true)?;
-        self.tidy()
+        self.tidy()?;
+        self.is_right();
+        Ok(())
     }
 
     /// Keeps the programs forever.
@@ -237,13 +238,15 @@ impl Keeper {
         (self.compared_at, self.due) = (Instant::now(), None);
         let is_succeeded = self.environment.turn.as_ref().is_some_and(|turn| turn.is_succeeded().unwrap_or(false));
         if is_succeeded {
-            return self.is_right();
+            self.is_right();
+            return self.observed(RuleState::AnotherDaemons);
         }
         match self.settle(is_thorough).and_then(|attached| self.tidy().map(|()| attached)) {
             Ok(attached) if attached.is_empty() => self.is_right(),
             Ok(attached) => {
                 let attached = attached.join(", ");
                 self.environment.metrics.redirect_repaired(true);
+                self.environment.metrics.rules_repaired(RuleKind::Programs, None);
                 warn!(
                     event = "bpf-programs-repaired",
                     attached,
@@ -256,7 +259,20 @@ impl Keeper {
         }
     }
 
+    /// Records the state for the status page.
+    fn observed(&self, state: RuleState) {
+        let redirects_to = self.targets.as_ref().and_then(|BpfTargets { ipv4, ipv6, port }| {
+            let ip = ipv4.map(IpAddr::from).or(ipv6.map(IpAddr::from))?;
+            Some(SocketAddr::new(ip, *port))
+        });
+        let rules = ComparedRules { kind: RuleKind::Programs, backend: "bpf", family: None, redirects_to, state };
+        self.environment.metrics.rules_compared(rules);
+    }
+
     fn is_right(&mut self) {
+        // The exit guard alone redirects nothing.
+        let is_all = self.targets.is_some() || self.scope != Scope::All;
+        self.observed(if is_all { RuleState::InPlace } else { RuleState::Guarded });
         if self.failure.take().is_some() {
             info!(event = "bpf-programs-correct-again", "the BPF programs are attached again");
         }
@@ -267,6 +283,7 @@ impl Keeper {
 
     fn is_wrong(&mut self, error: &BpfError) {
         self.environment.metrics.redirect_repaired(false);
+        self.observed(RuleState::Wrong);
         let text = chain(error);
         if self.failure.as_ref() != Some(&text) {
             warn!(
@@ -278,7 +295,7 @@ impl Keeper {
             self.failure = Some(text);
         }
         if self.waiting.is_none() {
-            self.waiting = Some(self.environment.readiness.step(STEP));
+            self.waiting = Some(self.environment.readiness.step(PROGRAMS_REPAIRED));
         }
     }
 

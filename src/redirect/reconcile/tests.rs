@@ -257,7 +257,7 @@ async fn a_later_daemons_rules_of_pod_identity_are_left_alone() {
     kept.kernel.change(|inner| (inner.rules, inner.succeeded) = (Some(theirs.clone()), true));
     sleep(INTERVAL).await;
     assert_eq!(kept.kernel.inner().rules, Some(theirs));
-    assert_eq!(kept.readiness.pending(), [STEP]);
+    assert_eq!(kept.readiness.pending(), [RULES_REPAIRED]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,7 +276,7 @@ async fn placing_rules_waits_while_the_lock_is_held() {
     let kernel = bed.kernel.clone();
     let (_, ()) = tokio::join!(bed.reconciler.place(rules()), async {
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(bed.readiness.pending(), [STEP]);
+        assert_eq!(bed.readiness.pending(), [RULES_REPAIRED]);
         kernel.inner().held = false;
     });
     assert_eq!(bed.kernel.inner().rules, Some(rules()));
@@ -322,7 +322,7 @@ async fn a_failed_repair_is_retried_and_readiness_waits_for_it() {
     let kept = kept().await;
     kept.kernel.change(|inner| (inner.rules, inner.held) = (None, true));
     sleep(Duration::from_secs(120)).await;
-    assert_eq!(kept.readiness.pending(), [STEP]);
+    assert_eq!(kept.readiness.pending(), [RULES_REPAIRED]);
     assert!(kept.metric("rolegate_redirect_in_place 0"));
     let failed = kept.kernel.inner().compared.len();
     assert!((5..=12).contains(&failed), "1, 2, 4, 8, 16, 30 seconds and so on: {failed}");
@@ -344,7 +344,7 @@ async fn a_comparison_that_fails_is_counted_and_changes_nothing() {
     assert!(kept.metric("rolegate_redirect_in_place 1"));
     sleep(PAUSE).await;
     assert!(kept.metric("rolegate_redirect_check_failures_total 3"), "at 3.1 seconds");
-    assert_eq!(kept.readiness.pending(), [STEP], "the state of the rules is unknown");
+    assert_eq!(kept.readiness.pending(), [RULES_REPAIRED], "the state of the rules is unknown");
     assert!(kept.metric("rolegate_redirect_in_place 0"));
     assert_eq!(kept.kernel.inner().installed, 1);
     kept.kernel.change(|inner| (inner.blind, inner.rules) = (false, None));
@@ -361,7 +361,7 @@ async fn the_rules_of_a_later_daemon_are_left_to_it_while_it_lives() {
     sleep(10 * INTERVAL + PAUSE / 2).await;
     assert_eq!(kept.kernel.inner().rules, Some(theirs()));
     assert_eq!(kept.kernel.inner().forgotten, 1, "connections that it serves are not ended");
-    assert_eq!(kept.readiness.pending(), [STEP]);
+    assert_eq!(kept.readiness.pending(), [RULES_REPAIRED]);
     // The later daemon was killed.
     kept.kernel.inner().succeeded = false;
     sleep(PAUSE).await;
@@ -376,7 +376,7 @@ async fn a_later_daemon_may_use_another_backend() {
     kept.kernel.change(|inner| (inner.rules, inner.succeeded, inner.elsewhere) = (None, true, true));
     sleep(3 * INTERVAL).await;
     assert_eq!(kept.kernel.inner().rules, None, "the rules are not restored beside those of the later daemon");
-    assert_eq!(kept.readiness.pending(), [STEP]);
+    assert_eq!(kept.readiness.pending(), [RULES_REPAIRED]);
     kept.kernel.inner().elsewhere = false;
     sleep(INTERVAL).await;
     assert_eq!(kept.kernel.inner().rules, Some(rules()), "no daemon has rules");
@@ -421,7 +421,7 @@ async fn the_guard_is_restored_while_a_later_daemon_owns_the_rules() {
     assert_eq!(kept.kernel.inner().rules, Some(theirs()), "the rules that serve pods stay");
     assert_eq!(kept.kernel.inner().forgotten, 1);
     assert!(kept.metric(r#"rolegate_redirect_repairs_total{outcome="repaired"} 1"#));
-    assert_eq!(kept.readiness.pending(), [STEP]);
+    assert_eq!(kept.readiness.pending(), [RULES_REPAIRED]);
 }
 
 /// The later daemon has other interfaces. Only that it restores its rules tells them from rules that something else changed.
@@ -435,7 +435,7 @@ async fn changes_that_come_back_are_left_to_the_later_daemon() {
     kept.kernel.change(|inner| inner.rules = Some(others.clone()));
     sleep(10 * INTERVAL).await;
     assert_eq!(kept.kernel.inner().rules, Some(others));
-    assert_eq!(kept.readiness.pending(), [STEP]);
+    assert_eq!(kept.readiness.pending(), [RULES_REPAIRED]);
     kept.kernel.inner().succeeded = false;
     sleep(PAUSE).await;
     assert_eq!(kept.kernel.inner().rules, Some(rules()));

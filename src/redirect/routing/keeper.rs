@@ -15,9 +15,10 @@ use super::node::{EachFamily, install, observe, remove};
 use super::{RoutingError, RoutingRules, family_name};
 use crate::advice::{Advise as _, chain};
 use crate::log_once::{Changes, EachKey, LOG_EVERY, WhenFull};
-use crate::metrics::Metrics;
+use crate::metrics::{ComparedRules, Metrics, RuleKind, RuleState};
 use crate::netlink::Notifications;
 use crate::redirect::notifications::Watched;
+use crate::redirect::rules::Family;
 
 /// How long notifications of changes are gathered before the rules are compared.
 const GATHER: Duration = Duration::from_millis(100);
@@ -78,6 +79,11 @@ impl RoutingKeeper {
             self.wait().await;
             let done = install().await;
             let repaired: Vec<_> = done.iter().filter_map(|(_, result)| result.as_ref().ok()).flatten().cloned().collect();
+            for (family, result) in &done {
+                if result.as_ref().is_ok_and(|changed| !changed.is_empty()) {
+                    self.metrics.rules_repaired(RuleKind::Routing, Some(short_name(*family)));
+                }
+            }
             if !repaired.is_empty() {
                 self.metrics.redirect_repaired(true);
                 self.log_repair(repaired);
@@ -128,6 +134,16 @@ impl RoutingKeeper {
 
     /// Logs failures that are new, and their end.
     fn report_failures<T>(&mut self, done: &EachFamily<T>) {
+        for (family, result) in done {
+            let state = match result {
+                Ok(_) => RuleState::InPlace,
+                Err(RoutingError::NotKept { .. }) => RuleState::Wrong,
+                Err(RoutingError::Refused { .. }) => RuleState::Unknown,
+                Err(RoutingError::Unsupported(_)) => RuleState::Unsupported,
+            };
+            let (kind, family) = (RuleKind::Routing, Some(short_name(*family)));
+            self.metrics.rules_compared(ComparedRules { kind, backend: "rtnetlink", family, redirects_to: None, state });
+        }
         let errors: Vec<_> = done.iter().filter_map(|(_, result)| result.as_ref().err()).collect();
         self.metrics.routing_rules_in_place(errors.is_empty());
         if errors.is_empty() {
@@ -184,6 +200,14 @@ impl RoutingKeeper {
             "something changed the routing rules; repaired them; if this repeats, find the program that changes them \
              (systemd-networkd needs ManageForeignRoutingPolicyRules=no)"
         );
+    }
+}
+
+/// Returns the name of an address family in data.
+fn short_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
     }
 }
 
