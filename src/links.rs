@@ -166,10 +166,12 @@ impl Links {
         }
     }
 
-    /// Forgets all addresses except those for which `is_kept` is true, which are those of pods.
+    /// Forgets all addresses except those for which `is_kept` is true, which are those of pods, and those that
+    /// [`Links::remove_leftovers`] still needs: of each pod that is gone, until its port is removed.
     pub fn keep_only(&self, is_kept: &dyn Fn(IpAddr) -> bool) {
         if let Some(shared) = &self.shared {
-            shared.change(|table| table.keep_only(is_kept));
+            let awaits_leftovers = !shared.is_read_only.load(Ordering::Relaxed);
+            shared.change(|table| table.keep_only(is_kept, awaits_leftovers));
         }
     }
 

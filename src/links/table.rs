@@ -205,10 +205,11 @@ impl LinkTable {
         }
     }
 
-    /// Forgets all addresses except those for which `is_kept` is true.
-    pub(super) fn keep_only(&mut self, is_kept: &dyn Fn(IpAddr) -> bool) {
+    /// Forgets all addresses except those for which `is_kept` is true and, with `awaits_leftovers`, those whose port is known: when
+    /// the port is removed, they will be leftovers. The API may report the end of a pod earlier than the node removes its network.
+    pub(super) fn keep_only(&mut self, is_kept: &dyn Fn(IpAddr) -> bool, awaits_leftovers: bool) {
         let before = self.records.len();
-        self.records.retain(|record| is_kept(record.ip()));
+        self.records.retain(|record| is_kept(record.ip()) || (awaits_leftovers && record.has_port()));
         if self.records.len() != before {
             self.generation += 1;
         }

@@ -130,6 +130,11 @@ impl AddressRecord {
         (self.kept, self.last_port) = (Kept::Bridge(None), None);
     }
 
+    /// Returns whether a link-layer address and its port are known, be they valid or not.
+    pub(super) fn has_port(&self) -> bool {
+        self.last_mac().is_some() && self.last_port.is_some()
+    }
+
     /// Returns the last known port on this interface.
     pub(super) fn last_port(&self) -> Option<u32> {
         self.last_port.map(NonZeroU32::get)

@@ -280,6 +280,39 @@ fn a_removed_neighbour_does_not_hide_moves() {
     assert!(!left().forget_leftover(Leftover { bridge: 4, ..leftover }));
 }
 
+/// The API reports the end of a pod, and then the node removes its network.
+#[test]
+fn an_address_is_kept_until_its_port_is_removed() {
+    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC };
+    let known = || {
+        let mut table = table();
+        put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
+        put(&mut table, ip(2), on_bridge(Some(OTHER), None));
+        put(&mut table, ip(3), on_bridge(None, None));
+        table
+    };
+    let mut table = known();
+    table.keep_only(&|_| false, true);
+    assert_eq!(table.sizes().0, 1, "only the port of one is known");
+    table.apply(&LinkEvent::Gone(7));
+    table.keep_only(&|_| false, true);
+    assert_eq!(table.leftovers(), [leftover]);
+    assert!(table.forget_leftover(leftover));
+    table.keep_only(&|_| false, true);
+    assert_eq!(table.sizes().0, 0);
+    // One that could not be removed is not kept, either.
+    let mut restored = known();
+    restored.apply(&LinkEvent::Gone(7));
+    assert!(restored.forget_leftover(leftover));
+    restored.restore_leftover(leftover);
+    restored.keep_only(&|_| false, true);
+    assert_eq!(restored.sizes().0, 0);
+    // Without the right to remove neighbours, none is waited for.
+    let mut table = known();
+    table.keep_only(&|_| false, false);
+    assert_eq!(table.sizes().0, 0);
+}
+
 #[test]
 fn a_vlan_aware_bridge_uses_its_own_vlan() {
     let mut table = table();
@@ -362,10 +395,10 @@ fn the_table_is_bounded() {
     }
     assert!(table.sizes().0 <= RECORDS && table.generation() > before, "callers must compare forgotten addresses again");
     put(&mut table, last, KernelAnswer::Nowhere);
-    table.keep_only(&|ip| ip == last);
+    table.keep_only(&|ip| ip == last, true);
     assert_eq!(table.fresh(last), Some(Reach::Nowhere));
     let before = table.generation();
-    table.keep_only(&|_| false);
+    table.keep_only(&|_| false, true);
     assert_eq!(table.fresh(last), None);
     assert!(table.generation() > before);
 }
