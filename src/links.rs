@@ -175,17 +175,17 @@ impl Links {
         }
     }
 
-    /// Removes from the kernel the neighbours whose ports were removed, for the addresses for which `is_over` is true: their pods
-    /// are gone, and so nothing has the address. The kernel would keep them, and the first packet of the next pod at the address
+    /// Removes from the kernel the neighbours whose ports were removed, for the addresses and removed ports for which `is_over` is
+    /// true: their pods are gone, and so nothing has the address. The kernel would keep them, and the first packet of the next pod at the address
     /// would be a move: bridges flood frames to a link-layer address that no port has, so that any pod may have received them.
     /// Without the capability `NET_ADMIN`, they remain, and the next pod has to wait.
-    pub fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool) {
+    pub fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr, u32) -> bool) {
         let Some(shared) = &self.shared else { return };
         if shared.is_read_only.load(Ordering::Relaxed) {
             return;
         }
         let leftovers = shared.table().leftovers();
-        let over: Vec<_> = leftovers.into_iter().filter(|leftover| is_over(leftover.ip)).collect();
+        let over: Vec<_> = leftovers.into_iter().filter(|leftover| is_over(leftover.ip, leftover.port)).collect();
         if !over.is_empty() {
             blocking(|| over.into_iter().for_each(|leftover| shared.remove_leftover(leftover, is_over)));
         }
@@ -352,8 +352,8 @@ impl SharedLinks {
         last
     }
 
-    fn remove_leftover(&self, leftover: Leftover, is_over: &dyn Fn(IpAddr) -> bool) {
-        let Leftover { ip, bridge, mac } = leftover;
+    fn remove_leftover(&self, leftover: Leftover, is_over: &dyn Fn(IpAddr, u32) -> bool) {
+        let Leftover { ip, bridge, mac, port } = leftover;
         let mut netlink = self.netlink();
         // Before it is removed: if a pod forges it again afterwards, that is announced, and remembered.
         if !self.change(|table| table.forget_leftover(leftover)) {
@@ -370,7 +370,7 @@ impl SharedLinks {
             debug!(%ip, %error, "cannot remove the neighbour of a pod that is gone; the next pod at its address is refused at first");
         }
         // If a pod has got the address meanwhile, another one may have connected before the neighbour was removed.
-        if !matches!(removed, Ok(true)) || !is_over(ip) {
+        if !matches!(removed, Ok(true)) || !is_over(ip, port) {
             self.change(|table| table.restore_leftover(leftover));
         }
     }

@@ -293,9 +293,15 @@ impl Pods {
     pub async fn pin(&self) -> Vec<Arc<Pod>> {
         self.catch_up();
         // Before the addresses of deleted pods are forgotten. Without a complete list, a pod that is not known may have the address.
-        self.shared.node.witness().remove_leftovers(&|ip| {
+        self.shared.node.witness().remove_leftovers(&|ip, removed| {
             let index = self.shared.read();
-            index.is_listed() && index.by_ip(ip) == Claims::None
+            index.is_listed()
+                && match index.by_ip(ip) {
+                    Claims::None => true,
+                    // The kubelet reports the end of a pod later than its network is removed.
+                    Claims::One(pod) => self.shared.node.pins().is_by_port(&pod.uid, ip, removed),
+                    Claims::Ambiguous(_) | Claims::Unreadable(_) => false,
+                }
         });
         let (was_listed, addresses): (_, Vec<_>) = {
             let index = self.shared.read();

@@ -76,6 +76,8 @@ pub(super) struct Leftover {
     pub(super) ip: IpAddr,
     pub(super) bridge: u32,
     pub(super) mac: Mac,
+    /// The port that was removed.
+    pub(super) port: u32,
 }
 
 /// A cache of what leads to addresses.
@@ -218,15 +220,15 @@ impl LinkTable {
     /// Returns the neighbours of addresses whose ports were removed. Their pods are gone, if no pod has the addresses.
     pub(super) fn leftovers(&self) -> Vec<Leftover> {
         let of = |record: &AddressRecord| {
-            record.last_port().filter(|port| self.link(*port).is_none())?;
-            Some(Leftover { ip: record.ip(), bridge: record.interface(), mac: record.last_mac()? })
+            let port = record.last_port().filter(|port| self.link(*port).is_none())?;
+            Some(Leftover { ip: record.ip(), bridge: record.interface(), mac: record.last_mac()?, port })
         };
         self.records.iter().filter_map(of).collect()
     }
 
     /// Forgets a neighbour, before it is removed from the kernel: the next one is then not a move. Returns whether it was known.
     pub(super) fn forget_leftover(&mut self, leftover: Leftover) -> bool {
-        let Leftover { ip, bridge, mac } = leftover;
+        let Leftover { ip, bridge, mac, port: _ } = leftover;
         let Some(record) = self.records.get_mut(&key(ip)) else { return false };
         if !record.is_on_bridge(bridge) || record.last_mac() != Some(mac) {
             return false;
@@ -239,7 +241,7 @@ impl LinkTable {
 
     /// Remembers a neighbour again, because it was not removed. One that was announced meanwhile has moved.
     pub(super) fn restore_leftover(&mut self, leftover: Leftover) {
-        let Leftover { ip, bridge, mac } = leftover;
+        let Leftover { ip, bridge, mac, port: _ } = leftover;
         let next = self.generation + 1;
         let Some(record) = self.records.get_mut(&key(ip)).filter(|record| record.is_on_bridge(bridge)) else { return };
         match record.last_mac() {

@@ -111,8 +111,8 @@ impl Witness for NodeView {
         self.links.keep_only(is_kept);
     }
 
-    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool) {
-        self.links.remove_leftovers(&|ip| !self.has_record(ip) && is_over(ip));
+    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr, u32) -> bool) {
+        self.links.remove_leftovers(&|ip, port| !self.has_record(ip) && is_over(ip, port));
     }
 
     fn has_records(&self) -> bool {

@@ -47,9 +47,9 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn is_port(&self, bridge: u32, port: u32) -> bool;
     /// Forgets the cached view of all addresses except those for which `is_kept` is true.
     fn keep(&self, is_kept: &dyn Fn(IpAddr) -> bool);
-    /// Removes what is left over from pods that are gone, at the addresses for which `is_over` is true and that no CNI result
-    /// assigns to a pod.
-    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool);
+    /// Removes what is left over from pods that are gone, at the addresses and removed ports for which `is_over` is true, if no CNI
+    /// result assigns the address to a pod.
+    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr, u32) -> bool);
     /// Returns whether there are CNI results at all.
     fn has_records(&self) -> bool;
     /// Returns whether pods are behind bridges, where they can forge what leads to others' addresses.
@@ -106,7 +106,7 @@ impl Witness for Fixed {
 
     fn keep(&self, _: &dyn Fn(IpAddr) -> bool) {}
 
-    fn remove_leftovers(&self, _: &dyn Fn(IpAddr) -> bool) {}
+    fn remove_leftovers(&self, _: &dyn Fn(IpAddr, u32) -> bool) {}
 
     fn has_records(&self) -> bool {
         false

@@ -233,6 +233,11 @@ impl Pins {
         self.link_of(uid, ip).is_some_and(|link| link.is_exclusive())
     }
 
+    /// Returns whether the address of the pod is pinned to this port of a bridge.
+    pub(super) fn is_by_port(&self, uid: &PodUid, ip: IpAddr, port: u32) -> bool {
+        matches!(self.link_of(uid, ip), Some(Link { kind: LinkKind::Bridge { port: Some(pinned), .. }, .. }) if pinned == port)
+    }
+
     /// Returns the link that the address of the pod is pinned to.
     fn link_of(&self, uid: &PodUid, ip: IpAddr) -> Option<Link> {
         let (link, _) = self.read().get(&(uid.digest(), short(ip)));

@@ -425,7 +425,10 @@ fn ports_are_not_shared_without_a_handover_socket() {
     assert!(error.contains("choose another --app-port"), "{error}");
     let (setup, _) = node.setup(None);
     let error = setup.argument(&port).start().unwrap_err().to_string();
-    assert!(error.contains("by a daemon without --handover-socket") && error.contains("To fix: stop that program or daemon first"), "{error}");
+    assert!(
+        error.contains("by a daemon without --handover-socket") && error.contains("To fix: stop that program or daemon first"),
+        "{error}"
+    );
     assert!(served(ip(2), daemon.metadata_address()));
 }
 

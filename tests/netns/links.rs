@@ -334,7 +334,7 @@ fn forged_arp_moves_an_idle_pod_whose_port_is_forgotten() {
     forge(&node, &bridge, &attacker, victim.ip);
     assert!(known.moved_until(now(&links, victim.ip.into())));
     // Its neighbour is no leftover, because its port exists.
-    links.remove_leftovers(&|_| true);
+    links.remove_leftovers(&|_, _| true);
     assert_eq!(neighbour(&node, &bridge, victim.ip.into()), Some(mac_of(&attacker)));
 }
 

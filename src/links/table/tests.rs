@@ -222,7 +222,7 @@ fn a_link_layer_address_without_a_port_moves_like_any_other() {
 #[test]
 fn the_address_of_a_pod_that_is_gone_has_not_moved_once_its_neighbour_is_removed() {
     let (own, next) = (on_bridge(Some(MAC), Some(7)), on_bridge(Some(OTHER), Some(8)));
-    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC };
+    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC, port: 7 };
     let mut table = table();
     put(&mut table, ip(1), own);
     assert_eq!(table.leftovers(), [], "its port exists");
@@ -243,7 +243,7 @@ fn the_address_of_a_pod_that_is_gone_has_not_moved_once_its_neighbour_is_removed
 
 #[test]
 fn a_removed_neighbour_does_not_hide_moves() {
-    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC };
+    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC, port: 7 };
     let left = || {
         let mut table = table();
         put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));
@@ -283,7 +283,7 @@ fn a_removed_neighbour_does_not_hide_moves() {
 /// The API reports the end of a pod, and then the node removes its network.
 #[test]
 fn an_address_is_kept_until_its_port_is_removed() {
-    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC };
+    let leftover = Leftover { ip: ip(1), bridge: BRIDGE, mac: MAC, port: 7 };
     let known = || {
         let mut table = table();
         put(&mut table, ip(1), on_bridge(Some(MAC), Some(7)));

@@ -61,7 +61,7 @@ impl Witness for Held {
         self.blind.keep(is_kept);
     }
 
-    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool) {
+    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr, u32) -> bool) {
         self.blind.remove_leftovers(is_over);
     }
 

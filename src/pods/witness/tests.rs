@@ -29,6 +29,9 @@ struct Fake {
     has_bridges: AtomicBool,
 }
 
+/// A port of a bridge that was removed.
+const REMOVED: u32 = 8;
+
 impl Fake {
     fn see(&self, at: &str, sight: Sight) {
         self.sights.lock().unwrap_or_else(PoisonError::into_inner).insert(ip(at), sight);
@@ -81,8 +84,8 @@ impl Witness for Fake {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept.collect();
     }
 
-    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr) -> bool) {
-        let over = (1..10).map(|last| IpAddr::from([10, 0, 0, last])).filter(|ip| is_over(*ip));
+    fn remove_leftovers(&self, is_over: &dyn Fn(IpAddr, u32) -> bool) {
+        let over = (1..10).map(|last| IpAddr::from([10, 0, 0, last])).filter(|ip| is_over(*ip, REMOVED));
         *self.over.lock().unwrap_or_else(PoisonError::into_inner) = over.collect();
     }
 
@@ -582,4 +585,17 @@ async fn only_addresses_that_no_pod_claims_have_leftovers() {
     });
     pods.pin().await;
     assert_eq!(over(), (2..10).map(|last| IpAddr::from([10, 0, 0, last])).collect());
+    // The API still assigns the address to a pod: it is gone if the removed port was the pod's.
+    for (port, is_over) in [(7, false), (REMOVED, true)] {
+        let uid = format!("at-{port}");
+        let kind = LinkKind::Bridge { mac: Some([2, 0, 0, 0, 0, 1]), port: Some(port), moved: 0 };
+        node.see("10.0.0.1", Sight { link: Some(Link { interface: 3, kind }), ..Sight::default() });
+        writer.write(|index| index.list_at([(pod(&uid, "10.0.0.1"), None)], [], None, false));
+        pods.pin().await;
+        pods.pin().await;
+        assert_eq!(over().contains(&ip("10.0.0.1")), is_over, "{port}");
+    }
+    writer.write(|index| index.apply(pod("another", "10.0.0.1")));
+    pods.pin().await;
+    assert!(!over().contains(&ip("10.0.0.1")), "another pod may have it already");
 }
