@@ -15,8 +15,8 @@ pub struct Origin {
     pub ip: IpAddr,
     /// The hosts that a request may name on this connection.
     pub hosts: Hosts,
-    /// The pods that the connection may belong to; `None` for any ([`Pods::candidates`]). It was accepted before the API assigned
-    /// its address to a pod.
+    /// The pods that the connection may belong to; `None` for any. It was accepted before the API assigned its address to a pod: see
+    /// [`crate::pods::Pods::candidates`].
     pub candidates: Option<Vec<RecordedPod>>,
     /// The connection is from the node's own network, as those of pods with `hostNetwork: true` are. Set only at the addresses of Pod
     /// Identity, where the token says which pod it is.
