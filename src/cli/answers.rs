@@ -7,12 +7,11 @@ use clap::ArgMatches;
 
 use super::color;
 use super::commands::{PROJECT, RENDER};
-use super::daemon::{ability, end, prepare};
-use super::output::{DENIED, DIFFERENT, FAILED, FOUND, NOTHING_TO_MIGRATE, UNKNOWN, USAGE, progress, say};
+use super::daemon::{ability, failed, prepare, run_to_end};
+use super::output::{DENIED, DIFFERENT, FAILED, FOUND, NOTHING_TO_MIGRATE, UNKNOWN, USAGE, misused, print_text, progress, say};
 use crate::advice::Advise as _;
 use crate::app::check_command::check;
 use crate::app::explain_command::explain;
-use crate::app::failure;
 use crate::app::redirect_command::redirect;
 use crate::app::report_command::report;
 use crate::check::{CheckStatus, render as check_render};
@@ -42,26 +41,15 @@ fn first_process() -> Vec<u8> {
 pub(super) fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let asked = match ExplainConfig::from_source(matches, env, &first_process()) {
         Ok(asked) => asked,
-        Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate explain --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return misused("rolegate explain", &error),
     };
     let output = asked.output;
-    let report = prepare().and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let report = runtime.block_on(explain(asked));
-        end(runtime);
-        report
-    });
+    let report = prepare().and_then(|()| run_to_end(explain(asked))?);
     match report.and_then(|report| show(&report, output, color::is_wanted(env)).map(|()| report)) {
         Ok(Report { decision: ReportedDecision::Allowed, .. }) => ExitCode::SUCCESS,
         Ok(Report { decision: ReportedDecision::Denied, .. }) => ExitCode::from(DENIED),
         Ok(Report { decision: ReportedDecision::Unknown, .. }) => ExitCode::from(UNKNOWN),
-        Err(failure) => {
-            say(&format!("rolegate: {}", failure::text(&failure)));
-            ExitCode::from(UNKNOWN)
-        }
+        Err(failure) => failed(&failure, ExitCode::from(UNKNOWN)),
     }
 }
 
@@ -69,10 +57,7 @@ pub(super) fn explained(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<Strin
 pub(super) fn checked(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let command = match CheckCommand::from_source(matches, env) {
         Ok(command) => command,
-        Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate check --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return misused("rolegate check", &error),
     };
     let output = command.output;
     let done = || {
@@ -82,9 +67,7 @@ pub(super) fn checked(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>
             Ok(config) if !command.only_arguments => ability(config).unwrap_or_else(Ability::Unable),
             _ => Ability::Off,
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let report = runtime.block_on(check(command, self_test));
-        end(runtime);
+        let report = run_to_end(check(command, self_test))?;
         let text = match output {
             Output::Text => color::verdicts(&check_render::text(&report), color::is_wanted(env)).into_owned(),
             Output::Json => serde_json::to_string_pretty(&report)? + "\n",
@@ -95,10 +78,7 @@ pub(super) fn checked(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>
     match done() {
         Ok(CheckStatus::Failed) => ExitCode::from(FAILED),
         Ok(_) => ExitCode::SUCCESS,
-        Err(failure) => {
-            say(&format!("rolegate: {}", failure::text(&failure)));
-            ExitCode::from(FAILED)
-        }
+        Err(failure) => failed(&failure, ExitCode::from(FAILED)),
     }
 }
 
@@ -106,17 +86,9 @@ pub(super) fn checked(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>
 pub(super) fn reported(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let ReportConfig { target, output } = match ReportConfig::from_source(matches, env, &first_process()) {
         Ok(asked) => asked,
-        Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate report --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return misused("rolegate report", &error),
     };
-    let report = prepare().and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let report = runtime.block_on(report(target, progress(env)));
-        end(runtime);
-        report
-    });
+    let report = prepare().and_then(|()| run_to_end(report(target, progress(env)))?);
     match report.and_then(|report| show_report(&report, output).map(|()| report)) {
         Ok(report) if !report.is_complete() => ExitCode::from(UNKNOWN),
         Ok(report) if report.without_findings().next().is_some() => {
@@ -126,10 +98,7 @@ pub(super) fn reported(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String
         }
         Ok(report) if report.workloads.is_empty() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(FOUND),
-        Err(failure) => {
-            say(&format!("rolegate: {}", failure::text(&failure)));
-            ExitCode::from(UNKNOWN)
-        }
+        Err(failure) => failed(&failure, ExitCode::from(UNKNOWN)),
     }
 }
 
@@ -151,10 +120,7 @@ pub(super) fn redirected(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<Stri
     let Some((action, matches)) = named else { return ExitCode::from(USAGE) };
     let command = match RedirectCommand::from_source(action, matches, env) {
         Ok(command) => command,
-        Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate redirect --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return misused("rolegate redirect", &error),
     };
     let done = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -166,10 +132,7 @@ pub(super) fn redirected(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<Stri
     match done() {
         Ok(told) if told.as_wanted => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(DIFFERENT),
-        Err(failure) => {
-            say(&format!("rolegate: {}", failure::text(&failure)));
-            if action == Action::Status { ExitCode::from(UNKNOWN) } else { ExitCode::FAILURE }
-        }
+        Err(failure) => failed(&failure, if action == Action::Status { ExitCode::from(UNKNOWN) } else { ExitCode::FAILURE }),
     }
 }
 
@@ -177,10 +140,7 @@ pub(super) fn redirected(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<Stri
 pub(super) fn probed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let asked = match ProbeConfig::from_source(matches, env) {
         Ok(asked) => asked,
-        Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate probe --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return misused("rolegate probe", &error),
     };
     match probe::ask(&asked.socket, asked.question) {
         Ok(answer) => {
@@ -201,10 +161,7 @@ pub(super) fn migrated(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String
     let project = Project::NAMES.into_iter().find(|(name, _)| *name == word).map(|(_, project)| project);
     let role_key = match role_key(matches, env, project.is_none()) {
         Ok(key) => key,
-        Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate migrate --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return misused("rolegate migrate", &error),
     };
     let most = if project.is_some() { migrate::MAX_INPUT } else { migrate::MAX_WORKLOADS_INPUT };
     let mut input = Vec::new();
@@ -239,18 +196,9 @@ pub(super) fn rendered(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String
     let Some(matches) = matches.subcommand_matches(RENDER) else { return ExitCode::from(USAGE) };
     let wanted = match PodIdentityRender::from_source(matches, env) {
         Ok(wanted) => wanted,
-        Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate pod-identity render --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return misused("rolegate pod-identity render", &error),
     };
-    match std::io::stdout().write_all(pod_identity_render::render(&wanted).as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("rolegate: cannot write the patch: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    print_text(pod_identity_render::render(&wanted).as_bytes(), "the patch")
 }
 
 fn show(report: &Report, output: Output, has_colors: bool) -> anyhow::Result<()> {

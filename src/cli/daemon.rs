@@ -7,7 +7,7 @@ use clap::ArgMatches;
 use tokio::runtime::Runtime;
 use tracing::{error, info, warn};
 
-use super::output::{USAGE, say};
+use super::output::{misused, say};
 use crate::app::App;
 use crate::app::failure;
 use crate::app::redirect_command::place_guard;
@@ -27,9 +27,9 @@ pub(super) fn run(
     let config = match Config::from_translated(matches, env, translated) {
         Ok(config) => config,
         Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate --help"));
+            let code = misused("rolegate", &error);
             guard_before_exit(arguments, env);
-            return ExitCode::from(USAGE);
+            return code;
         }
     };
     if let Err(error) = telemetry::init(&config.log) {
@@ -102,8 +102,22 @@ fn serve(mut config: Config) -> anyhow::Result<()> {
     served
 }
 
+/// Says why a command failed, and returns its exit code.
+pub(super) fn failed(failure: &anyhow::Error, code: ExitCode) -> ExitCode {
+    say(&format!("rolegate: {}", failure::text(failure)));
+    code
+}
+
+/// Runs the task of a command on this thread.
+pub(super) fn run_to_end<T>(task: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(task);
+    end(runtime);
+    Ok(done)
+}
+
 /// Does not wait for threads that wait for other programs: an exec plugin that hangs must not keep the process.
-pub(super) fn end(runtime: Runtime) {
+fn end(runtime: Runtime) {
     runtime.shutdown_background();
 }
 
@@ -184,19 +198,13 @@ fn most_open_files() -> nix::Result<u64> {
 
 /// Waits for a signal. The image has no other program that could do this.
 pub(super) fn waited() -> ExitCode {
-    let wait = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            stop_signal()?.await;
-            anyhow::Ok(())
-        })
+    let wait = async {
+        stop_signal()?.await;
+        anyhow::Ok(())
     };
-    match wait() {
+    match run_to_end(wait).flatten() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("rolegate: {}", failure::text(&error)));
-            ExitCode::FAILURE
-        }
+        Err(failure) => failed(&failure, ExitCode::FAILURE),
     }
 }
 

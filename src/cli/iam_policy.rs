@@ -4,9 +4,8 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 
-use super::daemon::{end, prepare};
-use super::output::{NO_POLICY, UNKNOWN, USAGE, print_text, progress, say};
-use crate::app::failure;
+use super::daemon::{failed, prepare, run_to_end};
+use super::output::{NO_POLICY, UNKNOWN, misused, print_text, progress, say};
 use crate::app::iam_policy_command::iam_policies;
 use crate::config::iam_policy_command::{IamPolicyCommand, PolicyChoice};
 use crate::iam_policy::OnePolicy;
@@ -16,23 +15,11 @@ use crate::text::printable;
 pub(super) fn printed(matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> ExitCode {
     let command = match IamPolicyCommand::from_source(matches, env) {
         Ok(command) => command,
-        Err(error) => {
-            say(&format!("rolegate: {error}\nSee rolegate iam-policy --help"));
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return misused("rolegate iam-policy", &error),
     };
-    let policies = prepare().and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let policies = runtime.block_on(iam_policies(&command, progress(env)));
-        end(runtime);
-        policies
-    });
-    let policies = match policies {
+    let policies = match prepare().and_then(|()| run_to_end(iam_policies(&command, progress(env)))?) {
         Ok(policies) => policies,
-        Err(failure) => {
-            say(&format!("rolegate: {}", failure::text(&failure)));
-            return ExitCode::from(UNKNOWN);
-        }
+        Err(failure) => return failed(&failure, ExitCode::from(UNKNOWN)),
     };
     for warning in &policies.warnings {
         say(&format!("rolegate: warning: {}", printable(&warning.to_string())));

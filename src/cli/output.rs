@@ -1,5 +1,6 @@
 //! Exit codes, and what commands write besides their result.
 
+use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
@@ -19,9 +20,14 @@ pub(super) const FOUND: u8 = 1;
 pub(super) const UNKNOWN: u8 = 3;
 /// `migrate`: the input has no DaemonSet of that project, or no role annotation.
 pub(super) const NOTHING_TO_MIGRATE: u8 = 1;
-
 /// `iam-policy`: there is no such policy, or it exceeds a limit of AWS.
 pub(super) const NO_POLICY: u8 = 1;
+
+/// Says what is wrong with the arguments of a command.
+pub(super) fn misused(command: &str, error: &dyn Display) -> ExitCode {
+    say(&format!("rolegate: {error}\nSee {command} --help"));
+    ExitCode::from(USAGE)
+}
 
 /// Prints a text to standard output. `what` names it in the message of an error.
 pub(super) fn print_text(text: &[u8], what: &str) -> ExitCode {
