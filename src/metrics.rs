@@ -155,6 +155,7 @@ impl MetricsInner {
     fn start(&self) {
         for (counters, values) in [
             (&self.denials, initial::DENIALS),
+            (&self.denials, initial::AUDITED),
             (&self.audited, initial::AUDITED),
             (&self.connections_refused, initial::CONNECTIONS_REFUSED),
             (&self.connections_ended, initial::CONNECTIONS_ENDED),

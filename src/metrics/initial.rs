@@ -11,6 +11,7 @@ pub(super) const CAUSES: &[&str] = &["demand", "prefetch", "renewal"];
 /// The outcomes of requests to STS.
 pub(super) const STS_OUTCOMES: &[&str] =
     &["ok", "denied", "invalid", "too-long", "throttled", "own-identity", "identity-unknown", "unreachable", "other-role", "failed"];
+/// The reasons of refusals, besides those of [`AUDITED`].
 pub(super) const DENIALS: &[&str] = &[
     "unknown-pod",
     "unknown-cgroup",
@@ -45,12 +46,6 @@ pub(super) const DENIALS: &[&str] = &[
     "node-role",
     "not-allowed-on-node",
     "bad-external-id",
-    "namespace-unknown",
-    "no-namespace-list",
-    "not-allowed-in-namespace",
-    "bad-namespace-list",
-    "namespace-list-too-large",
-    "bad-namespace-pattern",
     "changed",
     "other-role",
     "token",
@@ -88,6 +83,7 @@ pub(super) const DENIALS: &[&str] = &[
     "node-without-token",
     "token-fetches-limited",
 ];
+/// The reasons of refusals that `--namespace-restrictions=audit` counts, and serves.
 pub(super) const AUDITED: &[&str] = &[
     "namespace-unknown",
     "no-namespace-list",

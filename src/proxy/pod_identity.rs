@@ -42,8 +42,6 @@ struct Since {
     seen: DecisionBasis,
     /// The end of the wait for what the decision depends on.
     until: tokio::time::Instant,
-    /// The protocol, for the report.
-    protocol: CredentialProtocol,
 }
 
 impl<A: AssumeRole> Proxy<A> {
@@ -134,7 +132,7 @@ impl<A: AssumeRole> Proxy<A> {
         if let Some(reviews) = reviews {
             reviews.confirm(&token, &claims).await.map_err(|error| Refusal::ServiceAccountToken(Some(pod.clone()), error))?;
         }
-        self.container_credentials(&identifier, pod, context, Since { until, seen, protocol }).await
+        self.container_credentials(&identifier, pod, context, Since { until, seen }, protocol).await
     }
 
     /// Returns the credentials of the pod at the source address of the connection. As for metadata, no header is read for the identity, and
@@ -149,14 +147,14 @@ impl<A: AssumeRole> Proxy<A> {
             return Err(Refusal::NodeWithoutToken);
         }
         let protocol = CredentialProtocol::RelativeUri;
-        let since = Since { seen: self.seen(), until: tokio::time::Instant::now() + self.settings.pod_wait, protocol };
+        let since = Since { seen: self.seen(), until: tokio::time::Instant::now() + self.settings.pod_wait };
         let identifier = Identifier::Address(origin.ip);
         let (pod, context) = self.identify(origin, &identifier).await?;
         if !origin.is_of(&pod) {
             return Err(Refusal::Changed(pod));
         }
         self.recorder.requested(&pod, protocol);
-        self.container_credentials(&identifier, pod, context, since).await
+        self.container_credentials(&identifier, pod, context, since, protocol).await
     }
 
     /// Returns the credentials of the role that the pod may have.
@@ -165,7 +163,8 @@ impl<A: AssumeRole> Proxy<A> {
         identifier: &Identifier,
         pod: Arc<Pod>,
         context: PodContext,
-        Since { until, seen, protocol }: Since,
+        Since { until, seen }: Since,
+        protocol: CredentialProtocol,
     ) -> Result<Bytes, Refusal> {
         let (pod, request) = self.decide(identifier, pod, context, until).await?;
         let credentials = self.session(identifier, &pod, &request, seen).await?;
