@@ -13,7 +13,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::bed::{Bed, METADATA, PATIENCE, Pod, fetch};
-use crate::links::{forge, mac_of, steal};
+use crate::links::{forge, mac_of, mac_text, steal};
 
 /// A node with pods attached to a bridge, and the daemon.
 struct Bridged {
@@ -111,7 +111,7 @@ fn a_stolen_mac_address_gets_no_other_pods_role() {
     let Some(Bridged { daemon, victim, attacker, other, bridge, bed }) = bridged() else { return };
     silence(&victim);
     let stolen = mac_of(&victim);
-    let mac = stolen.map(|octet| format!("{octet:02x}")).join(":");
+    let mac = mac_text(stolen);
     attacker.sh(&format!("ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up")).unwrap();
     take_address(&attacker, &victim, &bridge);
     assert_gets_nothing(&attacker, || steal(&bed.node, &bridge, &attacker, stolen));
@@ -156,10 +156,16 @@ fn an_address_without_a_route_is_not_served() {
     bed.assert_served(&pod, METADATA);
 }
 
+/// Adds a pod and waits until the daemon knows it, and thus everything that the API announced earlier.
+pub(crate) fn wait_for_the_watch(bed: &Bed, name: &str) {
+    let marker = bed.pod(name, "veth");
+    until("the watch has caught up", || fetch(&marker, METADATA).is_ok());
+}
+
 /// Records a pod's attachment as libcni does.
 pub(crate) fn record(results: &Path, bed: &Bed, pod: &Pod) {
     let object = bed.api.get(Resource::Pods, Some("team-a"), &pod.name).unwrap();
-    let mac = mac_of(pod).map(|octet| format!("{octet:02x}")).join(":");
+    let mac = mac_text(mac_of(pod));
     let result = json!({
         "kind": "cniCacheV1", "containerId": pod.name, "config": "", "ifName": "eth0", "networkName": "pods",
         "cniArgs": [
@@ -198,23 +204,19 @@ fn a_forged_status_gains_nothing_if_cni_results_are_read() {
     let files = |daemon: &Daemon| daemon.metric(Some(bed.node.ns()), r#"rolegate_cni_result_files{state="used"}"#).unwrap();
     until("both files are read", || files(&daemon) == 2.0);
     // The liar claims the victim's address besides its own, then alone. Then the victim's status loses its address.
-    let marker = |name: &str| {
-        let marker = bed.pod(name, "veth");
-        until("the watch has caught up", || fetch(&marker, METADATA).is_ok());
-    };
     bed.api.apply(Resource::Pods, with_status(&liar, &[liar.ip.into(), victim.ip.into()]));
-    marker("first");
+    wait_for_the_watch(&bed, "first");
     bed.assert_served(&victim, METADATA);
     bed.assert_served(&liar, METADATA);
     bed.api.apply(Resource::Pods, with_status(&victim, &[]));
-    marker("second");
+    wait_for_the_watch(&bed, "second");
     bed.assert_served(&victim, METADATA);
     bed.api.apply(Resource::Pods, with_status(&liar, &[victim.ip.into()]));
-    marker("third");
+    wait_for_the_watch(&bed, "third");
     bed.assert_served(&victim, METADATA);
     // According to its status, the victim has another address: the owner is uncertain, and no pod is served.
     bed.api.apply(Resource::Pods, with_status(&victim, &[IpAddr::from([10, 42, 99, 99])]));
-    marker("fourth");
+    wait_for_the_watch(&bed, "fourth");
     assert_gets_nothing(&victim, || {});
     daemon.wait_for_log(|line| line["reason"] == "cni-result-conflict").unwrap();
 }
@@ -232,8 +234,7 @@ fn a_pinned_pod_never_gets_the_role_of_a_liar() {
     };
     bed.api.apply(Resource::Pods, builder(&victim, victim.ip.into()).terminating().build());
     bed.api.apply(Resource::Pods, builder(&liar, victim.ip.into()).build());
-    let marker = bed.pod("marker", "veth");
-    until("the watch has caught up", || fetch(&marker, METADATA).is_ok());
+    wait_for_the_watch(&bed, "marker");
     assert_gets_nothing(&victim, || {});
     daemon.wait_for_log(|line| line["reason"] == "link-changed" && line["pod"] == "liar").unwrap();
 }

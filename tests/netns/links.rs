@@ -84,6 +84,11 @@ pub(crate) fn mac_of(pod: &PodNs) -> Mac {
     octets.try_into().unwrap()
 }
 
+/// Returns a link-layer address as `ip` and CNI results write it.
+pub(crate) fn mac_text(mac: Mac) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}
+
 /// Returns what leads to the address, after processing all notifications.
 #[track_caller]
 fn now(links: &Links, ip: IpAddr) -> Link {
@@ -284,7 +289,7 @@ fn a_pod_at_a_bridge_has_an_address_and_a_port() {
     let before = links.generation();
     let [ip, ip6] = ips(&pod);
     for state in ["stale", "delay", "probe", "reachable", "stale"] {
-        let mac = mac_of(&pod).map(|octet| format!("{octet:02x}")).join(":");
+        let mac = mac_text(mac_of(&pod));
         for ip in [ip, ip6] {
             node.ns().sh(&format!("ip neigh replace {ip} lladdr {mac} dev cni0 nud {state}")).unwrap();
         }
@@ -325,7 +330,7 @@ fn a_pod_at_a_bridge_has_an_address_and_a_port() {
 fn forged_arp_moves_an_idle_pod_whose_port_is_forgotten() {
     let Some((node, bridge, [victim, attacker])) = bridged() else { return };
     silence(&victim);
-    let mac = mac_of(&victim).map(|octet| format!("{octet:02x}")).join(":");
+    let mac = mac_text(mac_of(&victim));
     node.ns().sh(&format!("bridge fdb del {mac} dev {} master", victim.host_interface())).unwrap();
     let links = links(&node);
     let known = now(&links, victim.ip.into());
@@ -415,7 +420,7 @@ fn an_invented_address_is_behind_the_port_of_the_pod_that_uses_it() {
     let Some((node, _bridge, [victim, attacker])) = bridged() else { return };
     let links = links(&node);
     let ports = [&victim, &attacker].map(|pod| Some(number(node.ns(), pod.host_interface())));
-    let mac = mac_of(&attacker).map(|octet| format!("{octet:02x}")).join(":");
+    let mac = mac_text(mac_of(&attacker));
     let octets = victim.ip.octets();
     let invented = [200, 201].map(|last| IpAddr::from([octets[0], octets[1], octets[2], last]));
     for ip in invented {

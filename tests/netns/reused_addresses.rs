@@ -9,14 +9,8 @@ use rolegate_lab::kube::{PodBuilder, Resource};
 use rolegate_lab::node::{Bridge, NODE_IP6, PodOptions};
 
 use crate::bed::{Bed, METADATA, METADATA6, Pod, fetch};
-use crate::forgery::{bridge_of, record, until, with_status};
-use crate::links::mac_of;
-
-/// Adds a pod and waits until the daemon knows it, and thus everything that the API announced earlier.
-fn wait_for_the_watch(bed: &Bed, name: &str) {
-    let marker = bed.pod(name, "veth");
-    until("the watch has caught up", || fetch(&marker, METADATA).is_ok());
-}
+use crate::forgery::{bridge_of, record, until, wait_for_the_watch, with_status};
+use crate::links::{mac_of, mac_text};
 
 /// Returns the file of a pod's CNI result.
 fn result_of(pod: &Pod, results: &Path) -> PathBuf {
@@ -25,7 +19,7 @@ fn result_of(pod: &Pod, results: &Path) -> PathBuf {
 
 /// Returns whether the node has this link-layer address for an address.
 fn has_neighbour(bed: &Bed, ip: IpAddr, mac: [u8; 6]) -> bool {
-    let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
+    let mac = mac_text(mac);
     bed.node.ns().sh(&format!("ip neigh show to {ip} dev cni0 | grep -q {mac}")).is_ok()
 }
 
@@ -96,7 +90,7 @@ fn a_recorded_pod_is_served_before_the_api_reports_its_address() {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let changes = scope.spawn(|| {
-            let (ip, mac) = (other.ip, mac_of(&other).map(|octet| format!("{octet:02x}")).join(":"));
+            let (ip, mac) = (other.ip, mac_text(mac_of(&other)));
             while !is_over.load(Ordering::Relaxed) {
                 let change = format!("ip neigh del {ip} dev cni0; ip neigh replace {ip} lladdr {mac} dev cni0 nud reachable");
                 bed.node.ns().sh(&change).unwrap();
