@@ -6,7 +6,7 @@ use super::daemon::OldDaemon;
 use super::manifest::{filled, string};
 use super::translation::Translation;
 use super::yaml::{MapBuilder, Noted, YamlNode};
-use crate::config::{Config, RedirectBackend};
+use crate::config::{Config, RedirectBackend, SelfTestMode};
 use crate::text;
 
 /// Fields of the container that are written anew, or are read elsewhere.
@@ -140,17 +140,23 @@ fn rights(container: &mut MapBuilder, old: &OldDaemon<'_>, config: &Config) {
     let had = old.container.get("securityContext").and_then(Value::as_object);
     let has_rules = config.redirect.backend != RedirectBackend::None;
     let mut added = Vec::new();
+    let mut notes = Vec::new();
     if has_rules {
         added.push("NET_ADMIN");
+        notes.push("NET_ADMIN: the packet rules");
+        if config.self_test.mode != SelfTestMode::Off {
+            added.push("SYS_ADMIN");
+            notes.push("SYS_ADMIN: the self-test, at startup; without this capability, set --self-test=off");
+        }
     }
     if [config.server.port, config.admin.port].into_iter().any(|port| (1..FIRST_FREE_PORT).contains(&port)) {
         added.push("NET_BIND_SERVICE");
+        notes.push("NET_BIND_SERVICE: a port below 1024");
     }
     let mut capabilities = MapBuilder::default();
     capabilities.put("drop", json!(["ALL"]));
     if !added.is_empty() {
-        let note = if has_rules { "NET_ADMIN: the packet rules" } else { "a port below 1024" };
-        capabilities.noted("add", json!(added), vec![note.to_owned()]);
+        capabilities.noted("add", json!(added), notes.into_iter().map(str::to_owned).collect());
     }
     let mut context = MapBuilder::default();
     context.noted("runAsUser", json!(0), vec!["iptables and nft work for root alone".to_owned()]);

@@ -170,7 +170,7 @@ fn update_strategy(old: &OldDaemon<'_>) -> (Value, Vec<String>) {
     (
         strategy,
         vec![
-            "maxSurge dropped: two daemons on a node need the arguments of daemonset/surge/ (docs/install.md, \"Rolling updates\")"
+            "maxSurge dropped: two daemons on a node need the arguments and probes of daemonset/daemonset.yaml (docs/install.md, \"Rolling updates\")"
                 .to_owned(),
         ],
     )

@@ -296,10 +296,10 @@ impl<const N: usize> ConcatSets for [BTreeSet<String>; N] {
 fn ports_are_the_defaults() {
     let (app, metrics) = (config::DEFAULT_APP_PORT.to_string(), config::DEFAULT_METRICS_PORT.to_string());
     let ports = [app.clone(), metrics.clone()].into();
-    let manifest = read("daemonset/daemonset.yaml");
+    let manifest = read("daemonset/without-surge/daemonset.yaml");
     for key in ["containerPort: ", "hostPort: "] {
         let found = manifest.lines().filter_map(|line| line.trim().strip_prefix(key)).map(str::to_owned).collect();
-        same(&format!("daemonset.yaml, {key}"), &found, &ports);
+        same(&format!("without-surge, {key}"), &found, &ports);
     }
     for file in ["docs/install.md", "ARCHITECTURE.md"] {
         let text = read(file);
@@ -433,7 +433,7 @@ const OF_OTHERS: &[&str] = &[
 #[test]
 fn every_flag_in_the_documents_exists() {
     let real: BTreeSet<&str> = flags::of_all_commands().map(|flag| flag.name).collect();
-    let components = ["bpf", "cilium", "surge", "startup-taint", "self-test"]
+    let components = ["bpf", "cilium", "startup-taint", "self-test-required", "without-self-test"]
         .map(|component| read(&format!("daemonset/{component}/daemonset.yaml")))
         .concat();
     let manifest = read("daemonset/daemonset.yaml") + &components;
@@ -475,18 +475,17 @@ fn the_daemon_starts_with_the_arguments_of_the_manifests() {
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     assert_eq!(config.sessions.name, "{namespace}.{pod}".parse().unwrap());
     assert!(!config.sessions.pod_may_name, "CloudTrail shows which pod it was");
-    assert_eq!(config.server.handover_socket, None, "the port is shared only where two daemons overlap");
+    assert!(config.server.handover_socket.is_some(), "two daemons overlap in a rolling update");
     assert_eq!(
         configured(&["--node=node-a".to_owned()]).sessions.name,
         "{pod}".parse().unwrap(),
         "the default without a manifest is unchanged"
     );
     let mut all = base;
-    for component in ["surge", "startup-taint", "self-test", "pod-identity", "pod-identity-token-review"] {
+    for component in ["startup-taint", "self-test-required", "pod-identity", "pod-identity-token-review"] {
         all.extend(arguments_of(&read(&format!("daemonset/{component}/daemonset.yaml"))));
         configured(&all);
     }
-    assert!(configured(&all).server.handover_socket.is_some());
 }
 
 /// The daemon reads what the CNI plugin wrote, and must not be able to write it. The directory may be created after the daemon
@@ -494,7 +493,7 @@ fn the_daemon_starts_with_the_arguments_of_the_manifests() {
 #[test]
 fn the_parent_of_the_cni_results_is_mounted_read_only() {
     let manifest = read("daemonset/daemonset.yaml");
-    let mount = between(&manifest, "            - name: cni\n", "          # No CPU limit");
+    let mount = between(&manifest, "            - name: cni\n", "            - name: probe\n");
     assert_eq!(mount, "              mountPath: /var/lib/cni\n              readOnly: true\n");
     let volume = between(&manifest, "        - name: cni\n          hostPath:\n", "DirectoryOrCreate\n");
     assert_eq!(volume, "            path: /var/lib/cni\n            type: ");
@@ -548,13 +547,17 @@ fn the_admission_component_refuses_both_metadata_addresses() {
 }
 
 #[test]
-fn the_self_test_component_grants_what_the_test_needs() {
-    let component = read("daemonset/self-test/daemonset.yaml");
-    // The component makes the test a condition of the start, so that the capability is never granted without effect.
-    assert!(flags_in(&component).contains("self-test") && component.contains("value: --self-test=on\n"), "{component}");
-    assert!(component.contains("capabilities/add/-\n  value: SYS_ADMIN\n"), "{component}");
-    // Next to this list, the API server rejects the other name.
-    assert!(!component.contains("value: CAP_") && read("daemonset/daemonset.yaml").contains("allowPrivilegeEscalation: false"));
+fn the_manifests_grant_what_the_self_test_needs() {
+    let base = read("daemonset/daemonset.yaml");
+    assert!(base.contains("add: [NET_ADMIN, SYS_ADMIN]\n") && !flags_in(&base).contains("self-test"), "{base}");
+    // Beside this setting, the API server rejects the names with CAP_.
+    assert!(base.contains("allowPrivilegeEscalation: false") && !base.contains("[CAP_") && !base.contains(", CAP_"), "{base}");
+    let without = read("daemonset/without-self-test/daemonset.yaml");
+    assert!(without.contains("value: --self-test=off\n") && without.contains("op: remove\n"), "{without}");
+}
+
+#[test]
+fn every_component_is_listed_and_described() {
     let listed = read("daemonset/kustomization.yaml");
     let components: BTreeSet<_> = fs::read_dir("daemonset")
         .unwrap()

@@ -64,6 +64,52 @@ fn every_component_renders_with_the_base() {
     }
 }
 
+/// Returns the DaemonSet of the base with these components.
+fn daemon_set(components: &[&str]) -> Value {
+    let rendered = render(components);
+    let [daemon] = of_kind(&rendered, "DaemonSet").try_into().unwrap();
+    daemon.clone()
+}
+
+#[test]
+fn a_daemon_that_overlaps_its_successor_declares_no_ports() {
+    if !programs_or_skip(&["kubectl"]) {
+        return;
+    }
+    let handover = |daemon: &Value| {
+        let arguments = daemon.pointer("/spec/template/spec/containers/0/args").unwrap().as_array().unwrap();
+        arguments.iter().any(|argument| argument.as_str().unwrap().starts_with("--handover-socket="))
+    };
+    for (components, overlaps) in
+        [(&[][..], true), (&["bpf", "pod-identity"], true), (&["without-surge"], false), (&["without-surge", "bpf"], false), (&["cilium"], false)]
+    {
+        let daemon = daemon_set(components);
+        let rolling = &daemon["spec"]["updateStrategy"]["rollingUpdate"];
+        assert_eq!((rolling["maxSurge"] == 1, handover(&daemon)), (overlaps, overlaps), "{components:?}: {rolling}");
+        let ports = &daemon["spec"]["template"]["spec"]["containers"][0]["ports"];
+        assert_eq!(ports.is_null(), overlaps, "{components:?}: {ports}");
+        // A probe of the metrics port would ask the other daemon of the node.
+        let probe = &daemon["spec"]["template"]["spec"]["containers"][0]["readinessProbe"];
+        assert_eq!(probe["exec"]["command"][1], "probe", "{components:?}: {probe}");
+    }
+}
+
+/// The rules are removed once the daemon has ended, whatever else the kustomization names.
+#[test]
+fn the_removal_runs_alone_and_with_few_rights() {
+    if !programs_or_skip(&["kubectl"]) {
+        return;
+    }
+    for components in [&["uninstall"][..], &["bpf", "pod-identity", "uninstall"], &["cilium", "uninstall"], &["without-self-test", "uninstall"]] {
+        let daemon = daemon_set(components);
+        assert_eq!(daemon["spec"]["updateStrategy"]["rollingUpdate"], serde_json::json!({"maxUnavailable": "100%"}), "{components:?}");
+        let pod = &daemon["spec"]["template"]["spec"];
+        assert!(pod["containers"][0]["ports"].is_null(), "{components:?}");
+        let capabilities = &pod["initContainers"][0]["securityContext"]["capabilities"];
+        assert_eq!(*capabilities, serde_json::json!({"drop": ["ALL"], "add": ["NET_ADMIN"]}), "{components:?}");
+    }
+}
+
 #[test]
 fn the_local_redirect_policy_selects_the_daemons_pods_and_port() {
     if !programs_or_skip(&["kubectl"]) {

@@ -10,7 +10,10 @@
 {{- with $set.pool }}{{ $_ := set $selector "rolegate.io/node-pool" . }}{{ end }}
 {{- $podIdentity := eq (index $flags "pod-identity" | toString) "true" }}
 {{- $capabilities := list "NET_ADMIN" }}
-{{- if has (index $flags "self-test" | toString) (list "on" "true") }}{{ $capabilities = append $capabilities "SYS_ADMIN" }}{{ end }}
+{{- /* The self-test is on by default if the daemon manages packet rules. YAML reads on and off as true and false. */}}
+{{- $rules := or (eq (index $flags "iptables" | toString) "true") (ne (index $flags "redirect" | default "none") "none") }}
+{{- $selfTest := ternary "auto" (index $flags "self-test" | toString) (kindIs "invalid" (index $flags "self-test")) }}
+{{- if or (has $selfTest (list "on" "true")) (and $rules (eq $selfTest "auto")) }}{{ $capabilities = append $capabilities "SYS_ADMIN" }}{{ end }}
 {{- if $bpf }}{{ $capabilities = append $capabilities "BPF" }}{{ end }}
 {{- $ports := list (index $flags "app-port" | default 8181 | int) (index $flags "metrics-port" | default 9543 | int) }}
 {{- if or $podIdentity (lt (min (index $ports 0) (index $ports 1)) 1024) }}{{ $capabilities = append $capabilities "NET_BIND_SERVICE" }}{{ end }}
@@ -111,8 +114,8 @@ spec:
             {{- include "rolegate.arguments" $flags | trim | nindent 12 }}
             {{- if $surge }}
             - --handover-socket=/run/rolegate/handover
-            - --probe-socket=/run/rolegate-probe/socket
             {{- end }}
+            - --probe-socket=/run/rolegate-probe/socket
             {{- range $values.extraArgs }}
             - {{ . | quote }}
             {{- end }}
@@ -155,10 +158,8 @@ spec:
               mountPath: {{ $values.cniDirectory }}
               readOnly: true
             {{- end }}
-            {{- if $surge }}
             - name: probe
               mountPath: /run/rolegate-probe
-            {{- end }}
             {{- if $bpf }}
             - name: cgroup
               mountPath: /host/sys/fs/cgroup
@@ -198,11 +199,9 @@ spec:
           hostPath:
             path: /sys/fs/bpf
             type: Directory
-        {{- if $surge }}
         - name: probe
           emptyDir:
             medium: Memory
-        {{- end }}
         {{- if $bpf }}
         - name: cgroup
           hostPath:
@@ -246,20 +245,14 @@ spec:
 {{- with $affinity }}{{ toYaml . }}{{ end }}
 {{- end }}
 
-{{- /* With surge, the metrics port may belong to the other daemon of the node: these probes ask the daemon of their own pod. */}}
+{{- /* With surge, while two daemons overlap, the metrics port belongs to the old one. These probes ask the daemon of their own pod. */}}
 {{- define "rolegate.probes" -}}
 livenessProbe:
   {{- if .livenessProbe }}
   {{- toYaml .livenessProbe | nindent 2 }}
   {{- else }}
-  {{- if .surge.enabled }}
   exec:
     command: [rolegate, probe, live, --probe-socket=/run/rolegate-probe/socket]
-  {{- else }}
-  httpGet:
-    path: /healthz
-    port: metrics
-  {{- end }}
   initialDelaySeconds: 5
   periodSeconds: 10
   timeoutSeconds: 3
@@ -268,14 +261,8 @@ readinessProbe:
   {{- if .readinessProbe }}
   {{- toYaml .readinessProbe | nindent 2 }}
   {{- else }}
-  {{- if .surge.enabled }}
   exec:
     command: [rolegate, probe, ready, --probe-socket=/run/rolegate-probe/socket]
-  {{- else }}
-  httpGet:
-    path: /readyz
-    port: metrics
-  {{- end }}
   periodSeconds: 5
   timeoutSeconds: 3
   {{- end }}
@@ -285,7 +272,7 @@ readinessProbe:
 {{- define "rolegate.uninstall" -}}
 {{- $values := .root.Values }}
 initContainers:
-  {{- /* It refuses while a daemon runs on the node, and is started again until that has ended. */}}
+  {{- /* It refuses while a daemon runs on the node, and is started again until that has ended. It needs only NET_ADMIN. */}}
   - name: redirect-remove
     image: {{ include "rolegate.image" .root }}
     {{- with $values.image.pullPolicy }}
@@ -296,7 +283,7 @@ initContainers:
       - name: bpf
         mountPath: /sys/fs/bpf
     securityContext:
-      {{- toYaml .securityContext | nindent 6 }}
+      {{- toYaml (set (deepCopy .securityContext) "capabilities" (dict "drop" (list "ALL") "add" (list "NET_ADMIN"))) | nindent 6 }}
 containers:
   - name: rolegate
     image: {{ include "rolegate.image" .root }}
