@@ -11,22 +11,19 @@
 
 mod common;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use rolegate_lab::daemon::Daemon;
-use rolegate_lab::kube::{KubeApi, PodToken, Resource};
-use rolegate_lab::player;
-use rolegate_lab::sts::{Role, Sts};
+use rolegate_lab::kube::PodToken;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
 use common::process::{self, Again};
-use common::{NODE, median, pods, world};
+use common::serve::{self, CREDENTIALS, ROLE, Served};
+use common::{NODE, median};
 
-const POD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const CONNECTIONS: usize = 16;
 /// The number of pairs of runs whose median ratio is printed.
 const PAIRS: usize = 15;
@@ -51,7 +48,7 @@ enum Connections {
 fn main() {
     // The case of the bare server's process is the body of its answer.
     if let Some(body) = process::case() {
-        return bare_server(body);
+        return serve::bare_server(body, WORKERS);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
     let world = World::start(&runtime);
@@ -93,36 +90,25 @@ struct World {
     rolegate: Target,
     bare: Target,
     identity: Target,
-    _daemon: Daemon,
+    _served: Served,
     _bare: Again,
-    _fakes: (KubeApi, Sts),
 }
 
 impl World {
     fn start(runtime: &Runtime) -> World {
-        let (api, sts) = (world::start_api(runtime), world::start_sts(runtime));
-        sts.add_role(Role::new(world::arn("web-role")));
-        let pod = api.apply(Resource::Pods, pods::with_role("shop", "web", POD, "web-role").build());
-        let setup = world::setup(&api.url(), &sts).argument("--pod-identity").argument("--pod-identity-host-port=0");
-        // Not the address of the pod: a connection from the address that it goes to counts as one of the node.
-        let setup = setup.argument("--pod-identity-addresses=127.0.0.2:0");
-        let daemon = setup.env("TOKIO_WORKER_THREADS", WORKERS.to_string()).start().unwrap();
-        daemon.wait_ready(None).unwrap();
-        let address = daemon.metadata_address();
-        let connect = || std::net::TcpStream::connect(address).unwrap();
-        let ttl = [("X-aws-ec2-metadata-token-ttl-seconds", "21600")];
-        let token = player::request(connect(), "PUT", "/latest/api/token", &ttl).unwrap().text();
-        let path = "/latest/meta-data/iam/security-credentials/web-role";
-        let document = player::request(connect(), "GET", path, &[("X-aws-ec2-metadata-token", &token)]).unwrap();
-        assert_eq!(document.status, 200);
-        let request = format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: {token}\r\n\r\n").into_bytes();
-        let token = PodToken::new("shop", "web", pod["metadata"]["uid"].as_str().unwrap()).node(NODE, None);
-        let token = api.token_issuer().issue(&token);
-        let listening = daemon.wait_for_event("pod-identity-listening").unwrap();
+        let served = Served::start(runtime, |setup| {
+            let setup = setup.argument("--pod-identity").argument("--pod-identity-host-port=0");
+            // Not the address of the pod: a connection from the address that it goes to counts as one of the node.
+            setup.argument("--pod-identity-addresses=127.0.0.2:0").env("TOKIO_WORKER_THREADS", WORKERS.to_string())
+        });
+        let request = served.request(&format!("{CREDENTIALS}{ROLE}"));
+        let token = PodToken::new("shop", "web", &served.uid).node(NODE, None);
+        let token = served.api.token_issuer().issue(&token);
+        let listening = served.daemon.wait_for_event("pod-identity-listening").unwrap();
         let identity_address: SocketAddr = listening["address"].as_str().unwrap().parse().unwrap();
         let identity_request =
             format!("GET /v1/credentials HTTP/1.1\r\nHost: {identity_address}\r\nAuthorization: {token}\r\n\r\n").into_bytes();
-        let child = Again::start(&document.text());
+        let child = Again::start(&served.document);
         let bare_address = child.line.parse().unwrap();
         let target = |name, address, request: &[u8]| Target {
             name,
@@ -130,10 +116,10 @@ impl World {
             request: request.to_vec(),
             answer_length: runtime.block_on(answer_length(address, request)),
         };
-        let (rolegate, bare) = (target("rolegate", address, &request), target("bare hyper", bare_address, &request));
+        let (rolegate, bare) = (target("rolegate", served.daemon.metadata_address(), &request), target("bare hyper", bare_address, &request));
         let identity = target("Pod Identity", identity_address, &identity_request);
         assert_eq!(rolegate.answer_length, bare.answer_length, "the two must return the same bytes");
-        World { rolegate, bare, identity, _daemon: daemon, _bare: child, _fakes: (api, sts) }
+        World { rolegate, bare, identity, _served: served, _bare: child }
     }
 }
 
@@ -191,33 +177,4 @@ async fn client(target: &Target, connections: Connections, requests: u64) {
             kept = Some(stream);
         }
     }
-}
-
-/// Runs hyper on its own: no timeouts, no limits, no routes; the same status, headers and body.
-fn bare_server(body: String) {
-    use http_body_util::Full;
-    use hyper::service::service_fn;
-    use hyper_util::rt::TokioIo;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().unwrap();
-    runtime.block_on(async move {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        println!("{}", listener.local_addr().unwrap());
-        let body = bytes::Bytes::from(body);
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            let body = body.clone();
-            tokio::spawn(async move {
-                let service = service_fn(move |_| {
-                    let response = http::Response::builder()
-                        .header("server", "EC2ws")
-                        .header("content-type", "text/plain")
-                        .body(Full::new(body.clone()));
-                    std::future::ready(response)
-                });
-                // An error means that the client left.
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
 }

@@ -11,13 +11,15 @@ mod limits;
 mod progress;
 mod rates;
 mod record;
+mod seldom;
 mod source;
 mod timely;
 
 pub(crate) use limits::{Admitted, Closing, ConnectionLimits, ConnectionPermit, ConnectionSettings};
-pub(crate) use progress::{Progress, ProgressTimer, Timeouts};
+pub(crate) use progress::{Overdue, Progress, ProgressTimer, Timeouts};
 pub(crate) use rates::Rates;
 pub(crate) use record::{ConnectionRecord, Limit, Port};
+pub(crate) use seldom::Seldom;
 pub(crate) use source::Source;
 pub(crate) use timely::Timely;
 

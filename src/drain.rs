@@ -2,6 +2,8 @@
 //! close`; close idle connections; drop the rest.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -19,6 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(9);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Drain {
     begun: CancellationToken,
+    /// The same, for each request to read: a token is locked when it is read.
+    has_begun: Arc<AtomicBool>,
     closing: CancellationToken,
     forced: CancellationToken,
     connections: TaskTracker,
@@ -32,7 +36,7 @@ impl Drain {
 
     /// Returns whether the drain has begun.
     pub(crate) fn has_begun(&self) -> bool {
-        self.begun.is_cancelled()
+        self.has_begun.load(Ordering::Acquire)
     }
 
     /// Returns when the server must stop accepting connections.
@@ -52,6 +56,7 @@ impl Drain {
 
     /// Begins the drain: no further connection is accepted.
     pub(crate) fn begin(&self) {
+        self.has_begun.store(true, Ordering::Release);
         self.begun.cancel();
     }
 

@@ -69,6 +69,7 @@ pub mod environment;
 pub mod events;
 mod exemptions;
 mod explain;
+mod generation;
 mod handover;
 mod iam_policy;
 pub mod kubernetes;

@@ -32,6 +32,7 @@ pub use witness::Objection;
 use witness::{Judged, NodeWitness};
 
 use crate::digest::Digest;
+use crate::generation::Generation;
 pub use crate::links::witness::RecordedPod;
 use crate::links::witness::{Fixed, Witness};
 use crate::shares::Network;
@@ -64,6 +65,8 @@ pub struct Pods {
 #[derive(Debug)]
 struct SharedPods {
     index: RwLock<Index>,
+    /// Advances with each change of the index.
+    generation: Generation,
     node: NodeWitness,
     /// Whether the addresses of a complete list have been pinned.
     pinned: AtomicBool,
@@ -97,6 +100,7 @@ pub fn pods_with(witness: Arc<dyn Witness>, booted: Option<jiff::Timestamp>) -> 
     let (changed, changes) = signal::channel(0);
     let shared = Arc::new(SharedPods {
         index: RwLock::default(),
+        generation: Generation::default(),
         node: NodeWitness::new(witness, booted),
         pinned: AtomicBool::new(false),
         waiting: Places::default(),
@@ -110,6 +114,7 @@ impl PodsWriter {
     /// Changes the index, and wakes tasks that wait for a change.
     pub fn write<T>(&self, change: impl FnOnce(&mut Index) -> T) -> T {
         let result = change(&mut self.shared.index.write().unwrap_or_else(PoisonError::into_inner));
+        self.shared.generation.advance();
         self.changed.send_modify(|generation| *generation += 1);
         result
     }
@@ -271,7 +276,14 @@ impl Pods {
     /// Returns a number that grows with every change: a decision holds while the number is unchanged.
     pub fn generation(&self) -> u64 {
         // Both only grow, so their sum changes with each of them.
-        self.changes.borrow().wrapping_add(self.shared.node.witness().generation())
+        self.shared.generation.now().wrapping_add(self.shared.node.witness().generation())
+    }
+
+    /// Returns whether [`Self::by_ip`] finds this pod at the address, and finds it again as long as [`Self::generation`] is the same and
+    /// [`Self::is_stale`] is false: the node has confirmed the claim, and nothing is left to compare.
+    pub fn is_settled(&self, ip: IpAddr, uid: &PodUid) -> bool {
+        let index = self.shared.read();
+        matches!(self.shared.node.known(&index, ip), Some(Judged::Claims(Claims::One(pod))) if pod.uid == *uid)
     }
 
     /// Applies every change of the node's links that the kernel has announced so far. Call it before identifying the peer of a

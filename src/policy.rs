@@ -81,7 +81,7 @@ impl Policy {
 
     /// Returns a number that changes with what is known about the node. Decisions made at an earlier number must be made again.
     pub fn node_version(&self) -> u64 {
-        self.node.known().version
+        self.node.generation()
     }
 
     /// Subscribes to changes of what is known about the node.

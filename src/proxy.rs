@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Method, Response};
 use http_body_util::Full;
+use jiff::Timestamp;
 use tracing::{Level, debug, warn};
 
 use crate::advice::Advise as _;
@@ -30,6 +31,7 @@ use crate::policy::{Decision, Denial, Policy, RoleRequest};
 use crate::report::recorder::{CredentialProtocol, Recorder};
 
 pub(crate) mod documents;
+pub(crate) mod memory;
 pub mod metadata;
 pub(crate) mod migration;
 mod origin;
@@ -41,6 +43,7 @@ pub mod token;
 
 pub use origin::{ConnectedProcess, Origin};
 
+use memory::{Decided, Memory};
 use metadata::{Access, MetadataLookup, MetadataValues, table};
 use migration::Migration;
 use pod_identity::settings::PodIdentity;
@@ -103,11 +106,17 @@ struct Meters {
     relative_uri: RouteMeters,
 }
 
-/// The state that a decision depends on. If it changes, the decision is made again.
-#[derive(Clone, Copy)]
+/// The generations of everything that an answer depends on. If one changes, the decision is made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct DecisionBasis {
-    generation: u64,
+    /// Of the pods, and of what the node sees of them.
+    pods: u64,
+    /// Of what is known of the node's own identity.
     node: u64,
+    /// Of the keys of session tokens.
+    tokens: u64,
+    /// Of the sessions.
+    sessions: u64,
 }
 
 /// Maps an address to one of a few subjects of log lines, because anybody can forge addresses.
@@ -120,14 +129,10 @@ fn few(ip: IpAddr) -> u8 {
 }
 
 /// Counts and logs a request that began at this time.
-fn answered<B>(origin: &Origin, request: &Parts, response: &Response<B>, meters: &RouteMeters, began: Instant) {
+fn answered<B>(origin: &Origin, method: &Method, path: &str, response: &Response<B>, meters: &RouteMeters, began: Instant) {
     let status = response.status().as_u16();
     meters.answered(status, began.elapsed());
-    debug!(
-        event = "request-answered",
-        source = %origin.ip, method = %request.method, path = request.uri.path(), status,
-        "answered"
-    );
+    debug!(event = "request-answered", source = %origin.ip, %method, path, status, "answered");
 }
 
 impl<A: AssumeRole> Proxy<A> {
@@ -182,22 +187,33 @@ impl<A: AssumeRole> Proxy<A> {
 
     /// Answers one request.
     pub async fn handle(&self, origin: &Origin, request: &Parts, body: Body) -> Response<Full<Bytes>> {
+        self.handle_with(origin, request, body, None).await
+    }
+
+    /// Answers one request. If `memory` is given, the answer may be remembered there for the same request again.
+    pub(crate) async fn handle_with(
+        &self,
+        origin: &Origin,
+        request: &Parts,
+        body: Body,
+        memory: Option<&Memory>,
+    ) -> Response<Full<Bytes>> {
         let began = Instant::now();
         let path = request.uri.path();
         let context = RouteContext { hosts: &origin.hosts, body, now: self.clock.now() };
         let (meters, outcome) = match route::route(&request.method, &request.uri, request.version, &request.headers, context) {
-            Ok(route) => (self.meters(&route), self.answer(origin, route, request).await),
+            Ok(route) => (self.meters(&route), self.answer(origin, route, request, memory).await),
             Err(rejection) => (&self.meters.rejected, self.reject(origin, rejection, path)),
         };
         let response = respond::respond(outcome, &request.method);
-        answered(origin, request, &response, meters, began);
+        answered(origin, &request.method, path, &response, meters, began);
         response
     }
 
-    async fn answer(&self, origin: &Origin, route: Route, head: &Parts) -> Outcome {
+    async fn answer(&self, origin: &Origin, route: Route, head: &Parts, memory: Option<&Memory>) -> Outcome {
         let asked = Asked::by(&route, head.uri.path());
         // Taken before the first lookup, so that no later change is missed.
-        let seen = self.seen();
+        let seen = self.basis();
         // The limit of all waits until the decision.
         let until = tokio::time::Instant::now() + self.settings.pod_wait;
         let Some(identifier) = origin.identifier() else { return self.refuse(origin, Refusal::UnknownCgroup, asked) };
@@ -215,9 +231,10 @@ impl<A: AssumeRole> Proxy<A> {
             let token = self.tokens.issue(&pod.uid, origin.ip, Duration::from_secs(ttl_seconds.into()));
             return Outcome::Token { token, ttl_seconds };
         }
-        if let Err(given) = self.check_token(&head.headers, &pod, origin.ip) {
-            return self.refuse(origin, Refusal::Token { pod, given }, asked);
-        }
+        let token_expires_at = match self.check_token(&head.headers, &pod, origin.ip) {
+            Ok(expires_at) => expires_at,
+            Err(given) => return self.refuse(origin, Refusal::Token { pod, given }, asked),
+        };
         // Not before: an SDK without a token could send requests without one for as long as it lives.
         if self.is_denied(&pod) {
             return self.refuse(origin, Refusal::HostNetwork(pod), asked);
@@ -229,7 +246,7 @@ impl<A: AssumeRole> Proxy<A> {
             Route::Metadata { path } => return self.metadata(origin, pod, &context, &path, asked).await,
             route => route,
         };
-        let (pod, request) = match self.decide(&identifier, pod, context, until).await {
+        let (pod, request, audit) = match self.decide(&identifier, pod, context, until).await {
             Ok(allowed) => allowed,
             Err(refusal) => return self.refuse(origin, refusal, asked),
         };
@@ -243,6 +260,9 @@ impl<A: AssumeRole> Proxy<A> {
                     Err(refusal) => return self.refuse(origin, refusal, asked),
                 };
                 self.recorder.answered(&pod, protocol);
+                if let (Some(memory), None, false) = (memory, audit, extended) {
+                    self.remember(origin, memory, Decided { basis: seen, pod: &pod, request: &request, token_expires_at }).await;
+                }
                 self.document(match extended {
                     true => credentials.extended_document(|credentials| documents::extended_credentials(credentials, request.role())),
                     false => credentials.document(documents::credentials),
@@ -328,14 +348,15 @@ impl<A: AssumeRole> Proxy<A> {
         matches!(found, Lookup::Found(now, context) if now.uid == pod.uid && self.settings.policy.names_no_role(&now, &context))
     }
 
-    /// Decides which role the pod may have. If something that the decision needs is not known yet, waits until it is.
+    /// Decides which role the pod may have. If something that the decision needs is not known yet, waits until it is. Also returns what
+    /// would have been refused, if namespace restrictions are only audited.
     async fn decide(
         &self,
         identifier: &Identifier,
         mut pod: Arc<Pod>,
         mut context: PodContext,
         until: tokio::time::Instant,
-    ) -> Result<(Arc<Pod>, RoleRequest), Refusal> {
+    ) -> Result<(Arc<Pod>, RoleRequest, Option<Denial>), Refusal> {
         let policy = &self.settings.policy;
         if !policy.can_decide(&pod, &context) {
             let enough = |pod: &Pod, context: &PodContext| policy.can_decide(pod, context);
@@ -352,23 +373,24 @@ impl<A: AssumeRole> Proxy<A> {
                 if let Some(denial) = audit {
                     self.audited(&pod, &request, denial);
                 }
-                Ok((pod, request))
+                Ok((pod, request, audit))
             }
             Decision::Deny(denial) => Err(self.denied(pod, &context, denial)),
         }
     }
 
-    /// Checks the token of a request. A token must be valid even if none is required. An error says whether there is one.
-    fn check_token(&self, headers: &HeaderMap, pod: &Pod, ip: IpAddr) -> Result<(), bool> {
+    /// Checks the token of a request, and returns when it expires. A token must be valid even if none is required. An error says whether
+    /// there is one.
+    fn check_token(&self, headers: &HeaderMap, pod: &Pod, ip: IpAddr) -> Result<Option<Timestamp>, bool> {
         let mut given = headers.get_all(route::TOKEN).iter();
         match (given.next(), given.next()) {
             (None, _) => {
                 let served = self.settings.tokens == TokenMode::Optional;
                 self.metrics.without_token(&pod.namespace, served);
-                if served { Ok(()) } else { Err(false) }
+                if served { Ok(None) } else { Err(false) }
             }
-            (Some(token), None) if self.tokens.is_valid(token.as_bytes(), &pod.uid, ip) => Ok(()),
-            (Some(_), _) => Err(true),
+            (Some(token), None) => self.tokens.valid_until(token.as_bytes(), &pod.uid, ip).map(Some).ok_or(true),
+            (Some(_), Some(_)) => Err(true),
         }
     }
 
@@ -386,8 +408,13 @@ impl<A: AssumeRole> Proxy<A> {
         }
     }
 
-    fn seen(&self) -> DecisionBasis {
-        DecisionBasis { generation: self.pods.generation(), node: self.settings.policy.node_version() }
+    fn basis(&self) -> DecisionBasis {
+        DecisionBasis {
+            pods: self.pods.generation(),
+            node: self.settings.policy.node_version(),
+            tokens: self.tokens.generation(),
+            sessions: self.sessions.generation(),
+        }
     }
 
     /// Returns the credentials of an allowed session, if the pod may still have them once they are there.
@@ -405,7 +432,7 @@ impl<A: AssumeRole> Proxy<A> {
         let policy = &self.settings.policy;
         // A failure of STS is reported as one, even while nothing is known of the node.
         let other_node = policy.node_version() != seen.node || !policy.knows_node();
-        let is_old = self.pods.generation() != seen.generation || (answer.is_ok() && other_node);
+        let is_old = self.pods.generation() != seen.pods || (answer.is_ok() && other_node);
         if is_old {
             self.look_again(identifier, pod, request)?;
         }

@@ -4,6 +4,7 @@
 
 pub(crate) mod pods;
 pub(crate) mod process;
+pub(crate) mod serve;
 pub(crate) mod world;
 
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
 //! Runs this program as several processes, and reads the memory of processes.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -28,12 +29,25 @@ pub(crate) struct Again {
 impl Again {
     /// Starts the process with this case, and waits for its first line.
     pub(crate) fn start(case: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::start_by(&[], case)
+    }
+
+    /// Starts the process through another program, whose own arguments precede the process's path.
+    pub(crate) fn start_by(wrapper: &[String], case: &str) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let mut words = wrapper.iter().map(OsString::from).chain([program.into_os_string()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         let mut child = command.env(CASE, case).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
         Self { child, output, line: line.trim().to_owned() }
+    }
+
+    /// Returns the process's ID.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Closes the input of the process, and returns all lines that it prints after the first.

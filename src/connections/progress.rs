@@ -5,9 +5,11 @@
 //! here: by the first byte of a request.
 //!
 //! The bytes also show what hyper hides: a `Content-Length` beside `Transfer-Encoding`, and how exactly a chunked body was
-//! written.
+//! written. And they show whether a request is the same as the one before, byte for byte: clients that poll send the same request again
+//! and again.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,6 +20,9 @@ use tokio::time::{Instant, Sleep};
 const EMPTY_CHUNKED: [u8; 5] = *b"0\r\n\r\n";
 
 const CONTENT_LENGTH: &[u8] = b"content-length";
+
+/// The longest request that is remembered, in bytes. Requests of SDKs have about 250.
+const MAX_REMEMBERED: usize = 1024;
 
 /// How long a connection may wait.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +63,14 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     timeouts: Timeouts,
-    state: Arc<Mutex<State>>,
+    shared: Arc<SharedProgress>,
+}
+
+#[derive(Debug)]
+struct SharedProgress {
+    state: Mutex<State>,
+    /// Whether a part of a request has arrived and the rest is awaited.
+    is_receiving: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -69,17 +81,39 @@ struct State {
     /// The body of the request that is being answered is awaited.
     waits_for_body: bool,
     scan: Scan,
+    last: LastRequest,
+}
+
+/// The last request that arrived alone and in one piece.
+#[derive(Debug, Default)]
+struct LastRequest {
+    /// Its bytes; empty if there is none.
+    bytes: Vec<u8>,
+    /// Whether the request that arrived last has the same bytes as the one before.
+    is_repeated: bool,
 }
 
 impl Progress {
     /// Creates the progress of a connection that was just opened.
     pub(crate) fn new(timeouts: Timeouts) -> Self {
-        let state = State { phase: Phase::Idle, since: Instant::now(), waits_for_body: false, scan: Scan::default() };
-        Self { timeouts, state: Arc::new(Mutex::new(state)) }
+        let (scan, last) = (Scan::default(), LastRequest::default());
+        let state = State { phase: Phase::Idle, since: Instant::now(), waits_for_body: false, scan, last };
+        Self { timeouts, shared: Arc::new(SharedProgress { state: Mutex::new(state), is_receiving: AtomicBool::new(false) }) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_receiving(&self, is_receiving: bool) {
+        // Read and written by the task of the connection alone.
+        self.shared.is_receiving.store(is_receiving, Ordering::Relaxed);
+    }
+
+    /// Returns whether a part of a request has arrived and the rest is awaited: the connection's timer must be polled now, because
+    /// it may end earlier than it was set to.
+    pub(crate) fn is_receiving(&self) -> bool {
+        self.shared.is_receiving.load(Ordering::Relaxed)
     }
 
     /// Records bytes that arrived.
@@ -88,18 +122,34 @@ impl Progress {
             return;
         }
         let mut state = self.state();
+        let state = &mut *state;
+        let is_alone = state.phase == Phase::Idle && state.scan.is_at_rest();
         if state.phase == Phase::Idle {
             (state.phase, state.since) = (Phase::Receiving, Instant::now());
+            self.set_receiving(true);
         }
-        let is_answering = state.phase == Phase::Answering;
-        state.scan.feed(bytes, is_answering);
+        // hyper has read everything before, so the same bytes are the same request.
+        if is_alone && state.last.bytes == bytes {
+            state.last.is_repeated = true;
+            return state.scan.skip_head();
+        }
+        state.last.is_repeated = false;
+        state.scan.feed(bytes, state.phase == Phase::Answering);
+        state.last.bytes.clear();
+        if is_alone && bytes.len() <= MAX_REMEMBERED && state.scan.is_one_head() {
+            state.last.bytes.extend_from_slice(bytes);
+        }
     }
 
-    /// Records that the head of a request has arrived and that the request is being answered.
-    pub(crate) fn request_begins(&self) {
+    /// Records that the head of a request has arrived and that the request is being answered. Returns whether it arrived alone, in one
+    /// piece, and with exactly the same bytes as the one before, which also did.
+    pub(crate) fn request_begins(&self) -> bool {
         let mut state = self.state();
         state.phase = Phase::Answering;
         state.scan.heads = state.scan.heads.saturating_sub(1);
+        self.set_receiving(false);
+        // Bytes that arrive while this request is answered are not part of it.
+        std::mem::take(&mut state.last.is_repeated)
     }
 
     /// Records that a request was answered. If bytes of the next one have arrived, that one must be complete in time.
@@ -107,6 +157,7 @@ impl Progress {
         let mut state = self.state();
         let has_more = state.scan.next_request();
         (state.phase, state.since) = (if has_more { Phase::Receiving } else { Phase::Idle }, Instant::now());
+        self.set_receiving(has_more);
     }
 
     /// Returns until when a request that is being answered must have arrived, its body included.
@@ -152,8 +203,8 @@ impl Progress {
     }
 }
 
-/// A timer of a connection. It must be polled after the connection, by the same task: it looks at the progress whenever it is
-/// polled.
+/// A timer of a connection. It must be polled when it wakes its task, and whenever [`Progress::is_receiving`]: only then may the connection
+/// have to end earlier than the timer is set to.
 #[derive(Debug)]
 pub(crate) struct ProgressTimer {
     progress: Progress,
@@ -167,16 +218,19 @@ impl ProgressTimer {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Overdue> {
-        let Some((deadline, overdue)) = self.progress.deadline() else { return Poll::Pending };
-        // A deadline moves with each request. A later one is looked at when the timer fires.
-        if deadline < self.sleep.deadline() || self.sleep.is_elapsed() {
-            self.sleep.as_mut().reset(deadline);
+        let deadline = self.progress.deadline();
+        // A deadline moves with each request. A later one is looked at when the timer fires. An answer has all the time that it takes.
+        let until = deadline.map_or_else(|| Instant::now() + self.progress.timeouts.idle, |(deadline, _)| deadline);
+        if until < self.sleep.deadline() || self.sleep.is_elapsed() {
+            self.sleep.as_mut().reset(until);
         }
         while self.sleep.as_mut().poll(context).is_ready() {
-            if Instant::now() >= deadline {
+            if let Some((deadline, overdue)) = deadline
+                && Instant::now() >= deadline
+            {
                 return Poll::Ready(overdue);
             }
-            self.sleep.as_mut().reset(deadline);
+            self.sleep.as_mut().reset(until);
         }
         Poll::Pending
     }
@@ -218,35 +272,60 @@ impl Default for Scan {
 }
 
 impl Scan {
-    fn feed(&mut self, bytes: &[u8], is_answering: bool) {
-        for byte in bytes.iter().copied() {
+    fn feed(&mut self, mut bytes: &[u8], is_answering: bool) {
+        while !bytes.is_empty() {
+            let end = memchr::memchr(b'\n', bytes);
+            let (line, rest) = bytes.split_at(end.map_or(bytes.len(), |at| at + 1));
             if is_answering || self.heads > 0 {
-                if let Some(place) = self.after.get_mut(self.after_count) {
-                    *place = byte;
-                }
-                self.after_count = self.after_count.saturating_add(1);
+                self.record(line);
             }
-            self.byte(byte);
+            self.part_of_line(&line[..end.unwrap_or(line.len())]);
+            if end.is_some() {
+                self.line_ends();
+            }
+            bytes = rest;
         }
     }
 
-    fn byte(&mut self, byte: u8) {
-        match byte {
-            b'\n' => {
-                if self.line_is_empty && self.in_head {
-                    self.heads = self.heads.saturating_add(1);
-                    self.in_head = false;
-                }
-                (self.line_is_empty, self.length_name) = (true, Some(0));
-            }
-            b'\r' => {}
-            _ => {
-                (self.in_head, self.line_is_empty) = (true, false);
-                self.length_name =
-                    self.length_name.filter(|at| CONTENT_LENGTH.get(*at) == Some(&byte.to_ascii_lowercase())).map(|at| at + 1);
-                self.has_length |= self.length_name == Some(CONTENT_LENGTH.len());
-            }
+    /// Records bytes behind the first head.
+    fn record(&mut self, bytes: &[u8]) {
+        let free = self.after.get_mut(self.after_count..).unwrap_or_default();
+        for (place, byte) in free.iter_mut().zip(bytes) {
+            *place = *byte;
         }
+        self.after_count = self.after_count.saturating_add(bytes.len());
+    }
+
+    fn part_of_line(&mut self, bytes: &[u8]) {
+        for byte in bytes.iter().copied().filter(|byte| *byte != b'\r') {
+            (self.in_head, self.line_is_empty) = (true, false);
+            let Some(at) = self.length_name else { return };
+            self.length_name = (CONTENT_LENGTH.get(at) == Some(&byte.to_ascii_lowercase())).then_some(at + 1);
+            self.has_length |= self.length_name == Some(CONTENT_LENGTH.len());
+        }
+    }
+
+    fn line_ends(&mut self) {
+        if self.line_is_empty && self.in_head {
+            self.heads = self.heads.saturating_add(1);
+            self.in_head = false;
+        }
+        (self.line_is_empty, self.length_name) = (true, Some(0));
+    }
+
+    /// Whether everything that arrived belongs to requests that were answered.
+    fn is_at_rest(&self) -> bool {
+        self.heads == 0 && !self.in_head && self.line_is_empty && self.after_count == 0
+    }
+
+    /// Whether exactly one head arrived, and nothing else, since the scan was at rest.
+    fn is_one_head(&self) -> bool {
+        self.heads == 1 && !self.in_head && self.after_count == 0 && !self.has_length
+    }
+
+    /// Passes over the bytes of a head after which [`Self::is_one_head`] was true, since the scan was at rest.
+    fn skip_head(&mut self) {
+        self.heads = 1;
     }
 
     fn has_empty_chunked_body(&self) -> bool {
@@ -308,6 +387,71 @@ mod tests {
             progress.request_begins();
             progress.request_ends();
             assert_eq!(ends(&progress).await, (Overdue::Head, TIMEOUTS.head), "{more:?}");
+        }
+    }
+
+    /// Sends these pieces, each as one request after the one before was answered. Returns for each whether it repeats the one before.
+    fn repetitions(pieces: &[&[u8]]) -> Vec<bool> {
+        let progress = Progress::new(TIMEOUTS);
+        let one = |piece: &&[u8]| {
+            progress.received(piece);
+            let is_repeated = progress.request_begins();
+            progress.request_ends();
+            is_repeated
+        };
+        pieces.iter().map(one).collect()
+    }
+
+    #[test]
+    fn the_same_request_again_is_recognized_by_its_bytes() {
+        let other = b"GET / HTTP/1.1\r\nHost: y\r\n\r\n";
+        assert_eq!(repetitions(&[GET, GET, GET, other, other, GET]), [false, true, true, false, true, false]);
+        let with_length = b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(repetitions(&[with_length, with_length]), [false, false], "a body may follow");
+        let long = [b"GET / HTTP/1.1\r\nX: ", "x".repeat(MAX_REMEMBERED).as_bytes(), b"\r\n\r\n"].concat();
+        assert_eq!(repetitions(&[&long, &long]), [false, false]);
+    }
+
+    /// What hyper reads as a request is then not the same as these bytes.
+    #[test]
+    fn bytes_beside_a_request_are_never_taken_for_a_repetition() {
+        let two = [GET, GET].concat();
+        assert_eq!(repetitions(&[GET, &two, GET]), [false, false, false], "the second request of two has yet to be answered");
+        let (head, tail) = GET.split_at(9);
+        let progress = Progress::new(TIMEOUTS);
+        for pieces in [&[GET][..], &[head, tail], &[head, GET], &[GET, tail]] {
+            pieces.iter().for_each(|piece| progress.received(piece));
+            assert!(!progress.request_begins(), "{pieces:?}");
+            progress.request_ends();
+        }
+        // A request that arrives while another one is answered is not compared.
+        let progress = Progress::new(TIMEOUTS);
+        progress.received(GET);
+        progress.request_begins();
+        progress.received(GET);
+        progress.request_ends();
+        assert!(!progress.request_begins());
+        progress.request_ends();
+        progress.received(GET);
+        assert!(!progress.request_begins(), "the one before did not arrive alone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repeated_head_leaves_the_same_state_as_a_first_one() {
+        let progress = Progress::new(TIMEOUTS);
+        for _ in 0..3 {
+            progress.received(GET);
+            assert!(progress.is_receiving());
+            progress.request_begins();
+            assert!(!progress.is_receiving());
+            progress.received(b"G");
+            progress.request_ends();
+            assert!(progress.is_receiving());
+            progress.received(b"ET / HTTP/1.1\r\n\r\n");
+            progress.request_begins();
+            progress.request_ends();
+            assert!(!progress.is_receiving());
+            assert_eq!(ends(&progress).await, (Overdue::Idle, TIMEOUTS.idle));
         }
     }
 

@@ -27,16 +27,19 @@ use super::not_asked::NotAsked;
 use super::{AssumeRole, AssumeRoleError, Credentials};
 use crate::backoff::spread;
 use crate::clock::Clock;
+use crate::generation::Generation;
 use crate::metrics::{Holdings, Metrics};
 use crate::pods::Pod;
 use crate::policy::RoleRequest;
 
 mod departure;
 mod flight;
+mod held;
 mod slot;
 
 use flight::{Before, Flight, Serves, is_usable};
 pub use flight::{LEAST_REMAINING, LEAST_USABLE, Landing, SessionState, SessionView};
+pub(crate) use held::HeldSession;
 use slot::Slot;
 
 /// How long a caller waits for a renewal while earlier credentials are still valid. SDKs time out after one second, some after
@@ -64,6 +67,8 @@ pub struct CacheSettings {
 pub struct Sessions<A> {
     sts: Arc<A>,
     flights: Cache<RoleRequest, Arc<Slot>>,
+    /// Advances when a flight enters the cache or leaves it.
+    generation: Arc<Generation>,
     gate: Gate,
     settings: CacheSettings,
     clock: Clock,
@@ -90,9 +95,15 @@ impl<A: AssumeRole> Sessions<A> {
     pub fn new(sts: A, settings: CacheSettings, clock: Clock, metrics: Metrics) -> Arc<Self> {
         let (hits, late) = (metrics.session_lookups("hit"), metrics.session_served_late());
         let gate = Gate::new(settings.limits, metrics.clone());
-        let flights = Cache::builder().max_capacity(MAX_SESSIONS).eviction_listener(|_, slot: Arc<Slot>, _| slot.clear()).build();
-        let follower = OnceLock::new();
-        let sessions = Arc::new(Self { sts: Arc::new(sts), flights, gate, settings, clock, metrics, hits, late, follower });
+        let generation = Arc::new(Generation::default());
+        let changed = generation.clone();
+        let left = move |_, slot: Arc<Slot>, _| {
+            slot.clear();
+            changed.advance();
+        };
+        let flights = Cache::builder().max_capacity(MAX_SESSIONS).eviction_listener(left).build();
+        let (sts, follower) = (Arc::new(sts), OnceLock::new());
+        let sessions = Arc::new(Self { sts, flights, generation, gate, settings, clock, metrics, hits, late, follower });
         let weak = Arc::downgrade(&sessions);
         sessions.metrics.sessions_from(move || weak.upgrade().map_or_else(Holdings::default, |sessions| sessions.holdings()));
         sessions
@@ -217,6 +228,9 @@ impl<A: AssumeRole> Sessions<A> {
             std::future::ready(op)
         };
         self.flights.entry_by_ref(request).and_compute_with(compute).await;
+        if let Some(Ok((_, true))) = &started {
+            self.generation.advance();
+        }
         // `started` is always set: `wanted` starts a flight if there is none.
         started.unwrap_or_else(|| Ok((depart((Before::default(), CallCause::Demand), true)?, true)))
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::generation::Generation;
 use crate::role::{CallerIdentity, RoleArn};
 
 /// The name of the daemon's own credentials in explanations.
@@ -13,10 +14,17 @@ pub(super) const OWN: &str = "rolegate's own AWS identity";
 pub(super) const INTERMEDIATE: &str = "the role of --assume-role-arn";
 
 /// The AWS identities of the daemon (its own, and that of an intermediate role) and the role of its instance. Each may become
-/// known after the first decision, and may change later. Each change increments a version, which identifies decisions that were
+/// known after the first decision, and may change later. Each change advances a generation, which identifies decisions that were
 /// made before it. Cheap to clone: all clones share the same state.
 #[derive(Clone, Debug, Default)]
-pub struct NodeIdentity(Arc<watch::Sender<Arc<KnownNode>>>);
+pub struct NodeIdentity(Arc<SharedNode>);
+
+#[derive(Debug, Default)]
+struct SharedNode {
+    known: watch::Sender<Arc<KnownNode>>,
+    /// Advances with each change of what is known.
+    generation: Generation,
+}
 
 /// Notifications of changes to what is known about the node. The state at the time of the subscription counts as seen.
 pub type NodeChanges = watch::Receiver<Arc<KnownNode>>;
@@ -46,8 +54,6 @@ pub struct KnownNode {
     first_caller: Option<CallerIdentity>,
     /// The first role of the instance that the metadata service named.
     first_instance_role: Option<RoleArn>,
-    /// Incremented with each change.
-    pub version: u64,
 }
 
 /// Answers about the AWS account of this node that cannot all be true. An instance belongs to one account for as long as it exists,
@@ -145,7 +151,12 @@ impl KnownNode {
 impl NodeIdentity {
     /// Returns what is currently known.
     pub fn known(&self) -> Arc<KnownNode> {
-        self.0.borrow().clone()
+        self.0.known.borrow().clone()
+    }
+
+    /// Returns a number that grows with each change. Cheap: it is read for each request.
+    pub fn generation(&self) -> u64 {
+        self.0.generation.now()
     }
 
     /// Records that there is an intermediate role. From now on, its identity must be known too.
@@ -183,7 +194,7 @@ impl NodeIdentity {
 
     /// Subscribes to changes.
     pub fn changes(&self) -> NodeChanges {
-        self.0.subscribe()
+        self.0.known.subscribe()
     }
 
     /// Returns when all identities of the daemon are known, including that of the intermediate role, if there is one.
@@ -193,12 +204,12 @@ impl NodeIdentity {
     }
 
     fn change(&self, change: impl FnOnce(&mut KnownNode) -> bool) -> bool {
-        self.0.send_if_modified(|known| {
+        self.0.known.send_if_modified(|known| {
             let mut next = KnownNode::clone(known);
             let changed = change(&mut next);
             if changed {
-                next.version += 1;
                 *known = Arc::new(next);
+                self.0.generation.advance();
             }
             changed
         })

@@ -45,6 +45,11 @@ impl Migration {
         Self(Some(StrictProxy { recorder, tokens, access }))
     }
 
+    /// Returns whether anything is recorded.
+    pub(super) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Records a request for metadata, or for a path that is never served.
     pub(super) fn asked(&self, pod: &Pod, route: &Route, request: &Parts) {
         let Some(strict) = &self.0 else { return };

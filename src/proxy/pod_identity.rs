@@ -76,7 +76,7 @@ impl<A: AssumeRole> Proxy<A> {
                 respond::identity_error(&refusal.identity_error(self.events.is_on()))
             }
         };
-        answered(origin, request, &response, meters, began);
+        answered(origin, &request.method, request.uri.path(), &response, meters, began);
         response
     }
 
@@ -92,7 +92,7 @@ impl<A: AssumeRole> Proxy<A> {
         let refused = |error| Refusal::ServiceAccountToken(sender(), error);
         let token = route::token(&request.headers).and_then(BearerToken::new).map_err(refused)?;
         // Taken before the first lookup, so that no later change is missed.
-        let seen = self.seen();
+        let seen = self.basis();
         let claims = match verifier.examine(&token).await.map_err(refused)? {
             Examined::Valid(claims) => claims,
             Examined::UnknownKey(token) => {
@@ -147,7 +147,7 @@ impl<A: AssumeRole> Proxy<A> {
             return Err(Refusal::NodeWithoutToken);
         }
         let protocol = CredentialProtocol::RelativeUri;
-        let since = Since { seen: self.seen(), until: tokio::time::Instant::now() + self.settings.pod_wait };
+        let since = Since { seen: self.basis(), until: tokio::time::Instant::now() + self.settings.pod_wait };
         let identifier = Identifier::Address(origin.ip);
         let (pod, context) = self.identify(origin, &identifier).await?;
         if !origin.is_of(&pod) {
@@ -166,7 +166,7 @@ impl<A: AssumeRole> Proxy<A> {
         Since { until, seen }: Since,
         protocol: CredentialProtocol,
     ) -> Result<Bytes, Refusal> {
-        let (pod, request) = self.decide(identifier, pod, context, until).await?;
+        let (pod, request, _) = self.decide(identifier, pod, context, until).await?;
         let credentials = self.session(identifier, &pod, &request, seen).await?;
         let document = credentials.container_document(|credentials| documents::container_credentials(credentials, request.role()));
         let document = document.map_err(|_| Refusal::Unavailable(pod.clone()))?;

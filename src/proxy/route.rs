@@ -20,6 +20,23 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The path of a request for a token.
 const TOKEN_PATH: [&str; 3] = ["latest", "api", "token"];
 
+/// The bytes that a path may have: printable ones, except those that proxies and servers read differently.
+const OF_PATHS: [bool; 256] = {
+    let strange = br#"%\;"<>^`{|}#"#;
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = (byte as u8).is_ascii_graphic();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < strange.len() {
+        table[strange[at] as usize] = false;
+        at += 1;
+    }
+    table
+};
+
 /// The longest target, in bytes.
 const MAX_TARGET: usize = 2048;
 /// The longest lifetime of a token, in seconds: 6 hours (EC2 user guide, "Use IMDSv2").
@@ -243,14 +260,15 @@ pub(super) fn check_target(uri: &Uri, host: Option<&str>) -> Result<(), Rejectio
 
 /// Returns the segments of the path. `//` counts as `/`, and the query is dropped.
 fn segments(uri: &Uri) -> Result<Vec<&str>, Rejection> {
-    let target = uri.path_and_query().ok_or(Rejection::Malformed)?.as_str();
-    let path = uri.path();
-    let strange = |byte: u8| br#"%\;"<>^`{|}#"#.contains(&byte);
-    let printable = target.bytes().all(|byte| byte.is_ascii_graphic());
-    if target.len() > MAX_TARGET || !printable || !path.starts_with('/') || path.bytes().any(strange) {
+    let target = uri.path_and_query().ok_or(Rejection::Malformed)?;
+    let (path, query) = (target.path(), target.query().unwrap_or_default());
+    let is_path = path.starts_with('/') && path.bytes().all(|byte| OF_PATHS[usize::from(byte)]);
+    if target.as_str().len() > MAX_TARGET || !is_path || !query.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Rejection::Malformed);
     }
-    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    // Six is the depth of credentials.
+    let mut segments = Vec::with_capacity(6);
+    segments.extend(path.split('/').filter(|segment| !segment.is_empty()));
     if segments.iter().any(|segment| matches!(*segment, "." | "..")) {
         return Err(Rejection::Malformed);
     }

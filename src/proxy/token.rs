@@ -19,6 +19,7 @@ use tracing::warn;
 
 use crate::advice::{Advise as _, chain};
 use crate::clock::Clock;
+use crate::generation::Generation;
 use crate::log_once::Condition;
 use crate::pods::PodUid;
 
@@ -40,6 +41,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Tokens {
     keys: Arc<RwLock<Arc<Keys>>>,
+    /// Advances when the keys change.
+    generation: Arc<Generation>,
     clock: Clock,
 }
 
@@ -47,7 +50,7 @@ impl Tokens {
     /// Creates tokens with a new random key.
     pub fn new(clock: Clock) -> Result<Self, NoRandomness> {
         let keys = Keys::random(clock.now())?;
-        Ok(Self { keys: Arc::new(RwLock::new(Arc::new(keys))), clock })
+        Ok(Self { keys: Arc::new(RwLock::new(Arc::new(keys))), generation: Arc::default(), clock })
     }
 
     /// Loads the keys of the file. The file is created or brought up to date if necessary. This blocks for as long as a small file
@@ -55,6 +58,7 @@ impl Tokens {
     pub fn sync(&self, file: &KeyFile) -> Result<(), KeyFileError> {
         let keys = file.sync(&self.keys(), self.clock.now())?;
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        self.generation.advance();
         Ok(())
     }
 
@@ -105,25 +109,31 @@ impl Tokens {
         URL_SAFE_NO_PAD.encode(token)
     }
 
+    /// Returns a number that grows whenever the keys may have changed. Cheap: it is read for each request.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.now()
+    }
+
     /// Whether `token` was issued to this pod at this address and has not expired.
     pub fn is_valid(&self, token: &[u8], uid: &PodUid, ip: IpAddr) -> bool {
+        self.valid_until(token, uid, ip).is_some()
+    }
+
+    /// Returns when `token` expires, if it was issued to this pod at this address and has not expired.
+    pub(super) fn valid_until(&self, token: &[u8], uid: &PodUid, ip: IpAddr) -> Option<Timestamp> {
         let mut bytes = [0; LENGTH];
         // The slice has exactly the length of a token, and the decoder rejects all that is not canonical.
         if !matches!(URL_SAFE_NO_PAD.decode_slice(token, &mut bytes), Ok(LENGTH)) {
-            return false;
+            return None;
         }
         let (head, mac) = bytes.split_at(MAC_AT);
         let keys = self.keys();
-        let Some(key) = keys.by_id(head[1]).filter(|_| head[0] == FORM) else {
-            return false;
-        };
+        let key = keys.by_id(head[1]).filter(|_| head[0] == FORM)?;
         // This compares in constant time.
-        if hmac::verify(key.signing_key(), &message(head, uid, ip), mac).is_err() {
-            return false;
-        }
+        hmac::verify(key.signing_key(), &message(head, uid, ip), mac).ok()?;
         let mut expires_at = [0; 8];
         expires_at.copy_from_slice(&head[2..]);
-        Timestamp::from_second(i64::from_be_bytes(expires_at)).is_ok_and(|expires_at| self.clock.now() < expires_at)
+        Timestamp::from_second(i64::from_be_bytes(expires_at)).ok().filter(|expires_at| self.clock.now() < *expires_at)
     }
 }
 

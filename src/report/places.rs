@@ -13,6 +13,9 @@ pub(super) const MAX_WORKLOADS: usize = 1024;
 pub(super) trait Counted {
     /// Returns the number of everything that was counted.
     fn total(&self) -> u64;
+
+    /// Called when the workload loses its place.
+    fn displaced(&self) {}
 }
 
 /// The values by workload.
@@ -46,6 +49,7 @@ impl<V: Clone + Counted + Default> Places<V> {
                 if let Some(displaced) = displaced {
                     self.ids.remove(&displaced.member);
                     self.left_out = self.left_out.saturating_add(displaced.value.total());
+                    displaced.value.displaced();
                 }
                 id
             }

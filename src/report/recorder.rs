@@ -15,6 +15,7 @@ use crate::policy::Denial;
 use crate::role::RoleArn;
 
 pub(crate) use super::CredentialProtocol;
+pub(crate) use super::uses::UseMeter;
 
 /// Records which protocols pods use and, with `--migrate`, what the strict settings would refuse; by default, nothing. Cheap to clone.
 #[derive(Clone, Default)]
@@ -78,6 +79,22 @@ impl Recorder {
         if let Some(recording) = &self.0 {
             recording.uses().answered(Workload::of(pod, &recording.node), protocol);
         }
+    }
+
+    /// Returns what counts further requests of the pod that are answered with credentials; `None` if nothing is recorded of it.
+    pub(crate) fn meter(&self, pod: &Pod, protocol: CredentialProtocol) -> Option<UseMeter> {
+        let recording = self.0.as_ref()?;
+        recording.uses().meter(&Workload::of(pod, &recording.node), protocol)
+    }
+
+    /// Counts a request that is answered with credentials now. Returns whether the meter is still in use.
+    pub(crate) fn answered_by(&self, meter: &UseMeter, now: Instant) -> bool {
+        self.0.as_ref().is_some_and(|recording| meter.answered_at(now.saturating_duration_since(recording.began)))
+    }
+
+    /// Returns whether anything is recorded.
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Counts a request without a session token.

@@ -1,11 +1,12 @@
 //! One connection of the pod-facing port: its requests, its timeouts, and why it ends.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Response};
 use http::header::{CONNECTION, HeaderValue};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -16,9 +17,10 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::{Admission, MAX_HEAD, MAX_HEADERS, Server, probe};
-use crate::connections::{Closing, ConnectionPermit, Limit, Port, Progress, ProgressTimer, Source, Timely};
+use crate::connections::{Closing, ConnectionPermit, Limit, Overdue, Port, Progress, ProgressTimer, Seldom, Source, Timely};
 use crate::credentials::AssumeRole;
 use crate::proxy::Origin;
+use crate::proxy::memory::Memory;
 use crate::proxy::route::{Body, is_chunked_token_request};
 
 impl<A: AssumeRole> Server<A> {
@@ -29,27 +31,27 @@ impl<A: AssumeRole> Server<A> {
         let turn = &AtomicU32::new(0);
         let progress = &Progress::new(self.timeouts);
         let mut timer = progress.timer();
+        let memory = &Memory::default();
         let service = service_fn(|request: Request<Incoming>| async move {
             if turn.fetch_add(1, Ordering::Relaxed) > 0 {
                 tokio::task::yield_now().await;
             }
-            progress.request_begins();
-            let (request, incoming) = request.into_parts();
-            // A connection whose client holds back a body counts as idle: another one may need its place.
-            let body = match admission {
-                Admission::Pod(_) => read_body(&request, incoming, progress).await,
-                Admission::PodIdentity(..) | Admission::RelativeUri(..) | Admission::Probe | Admission::Refused => Body::Unread,
+            let is_repeated = progress.request_begins();
+            let again = match admission {
+                Admission::Pod(origin) if is_repeated => {
+                    permit.request_begins();
+                    self.proxy.answer_again(origin, memory, request.method(), request.uri().path())
+                }
+                _ => {
+                    memory.forget();
+                    None
+                }
             };
-            permit.request_begins();
-            self.settle(admission, permit);
-            let is_last = body != Body::Unread;
-            let mut response = match admission {
-                Admission::Pod(origin) => self.proxy.handle(origin, &request, body).await,
-                Admission::PodIdentity(origin, local) => self.proxy.handle_pod_identity(origin, *local, &request).await,
-                Admission::RelativeUri(origin, local) => self.proxy.handle_relative_uri(origin, *local, &request).await,
-                Admission::Probe | Admission::Refused => probe(&request, &self.starting()),
+            let (mut response, is_last) = match again {
+                Some(response) => (response, false),
+                // In a place of its own: a connection that waits for a request, or repeats one, needs no memory for this.
+                None => Box::pin(self.answer(admission, request, is_repeated.then_some(memory), progress, permit)).await,
             };
-            self.settle(admission, permit);
             progress.request_ends();
             let is_over = admission.origin().is_some_and(Origin::is_over);
             if permit.request_ends() || is_over || is_last || self.drain.has_begun() {
@@ -65,16 +67,30 @@ impl<A: AssumeRole> Server<A> {
             .max_headers(MAX_HEADERS)
             .half_close(false)
             .serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
-        let mut in_turns = std::future::poll_fn(|context| {
-            turn.store(0, Ordering::Relaxed);
-            connection.as_mut().poll(context)
-        });
-        let ended = tokio::select! {
-            biased;
-            ended = &mut in_turns => ended,
-            overdue = timer.overdue() => return self.metrics.connection_ended(overdue.name()),
-            closing = permit.closing() => {
+        let mut connection = pin!(connection);
+        let ended = {
+            let mut reason = pin!(async {
+                tokio::select! {
+                    biased;
+                    overdue = timer.overdue() => Ended::Overdue(overdue),
+                    closing = permit.closing() => Ended::Closing(closing),
+                    () = self.drain.closing() => Ended::Drained,
+                }
+            });
+            let mut reason = Seldom::new(reason.as_mut());
+            std::future::poll_fn(|context| {
+                turn.store(0, Ordering::Relaxed);
+                if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                    return Poll::Ready(Ended::ByItself(ended));
+                }
+                reason.poll(context, progress.is_receiving())
+            })
+            .await
+        };
+        let ended = match ended {
+            Ended::ByItself(ended) => ended,
+            Ended::Overdue(overdue) => return self.metrics.connection_ended(overdue.name()),
+            Ended::Closing(closing) => {
                 self.metrics.connection_ended(closing.name());
                 if closing == Closing::Displaced || progress.waits_for_body() {
                     if matches!(source, Source::Unknown(..)) {
@@ -84,7 +100,7 @@ impl<A: AssumeRole> Server<A> {
                 }
                 self.finish(connection.as_mut(), &mut timer).await
             }
-            () = self.drain.closing() => self.finish(connection.as_mut(), &mut timer).await,
+            Ended::Drained => self.finish(connection.as_mut(), &mut timer).await,
         };
         if let Err(error) = ended {
             let reason = ended_by(&error);
@@ -92,6 +108,33 @@ impl<A: AssumeRole> Server<A> {
             let source = admission.origin().map(|origin| tracing::field::display(origin.ip));
             debug!(source, %error, reason, "a connection of a pod ended early");
         }
+    }
+
+    /// Answers a request that cannot be answered from memory. Returns the response, and whether it is the last one on its connection.
+    async fn answer(
+        &self,
+        admission: &Admission,
+        request: Request<Incoming>,
+        memory: Option<&Memory>,
+        progress: &Progress,
+        permit: &ConnectionPermit,
+    ) -> (Response<Full<Bytes>>, bool) {
+        let (request, incoming) = request.into_parts();
+        // A connection whose client holds back a body counts as idle: another one may need its place.
+        let body = match admission {
+            Admission::Pod(_) => read_body(&request, incoming, progress).await,
+            Admission::PodIdentity(..) | Admission::RelativeUri(..) | Admission::Probe | Admission::Refused => Body::Unread,
+        };
+        permit.request_begins();
+        self.settle(admission, permit);
+        let response = match admission {
+            Admission::Pod(origin) => self.proxy.handle_with(origin, &request, body, memory).await,
+            Admission::PodIdentity(origin, local) => self.proxy.handle_pod_identity(origin, *local, &request).await,
+            Admission::RelativeUri(origin, local) => self.proxy.handle_relative_uri(origin, *local, &request).await,
+            Admission::Probe | Admission::Refused => probe(&request, &self.starting()),
+        };
+        self.settle(admission, permit);
+        (response, body != Body::Unread)
     }
 
     /// Ends a connection gracefully. A request that has arrived is still answered.
@@ -107,6 +150,16 @@ impl<A: AssumeRole> Server<A> {
             () = self.drain.forced() => Ok(()),
         }
     }
+}
+
+/// Why a connection is served no longer.
+enum Ended {
+    /// Its client ended it, or an error.
+    ByItself(hyper::Result<()>),
+    Overdue(Overdue),
+    Closing(Closing),
+    /// The daemon stops.
+    Drained,
 }
 
 type Connection<S> = http1::Connection<TokioIo<Timely<TcpStream>>, S>;

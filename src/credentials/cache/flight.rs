@@ -140,6 +140,11 @@ impl Flight {
         }
     }
 
+    /// Returns the credentials that it brought, if it has completed and succeeded.
+    pub(super) fn credentials(&self) -> Option<Arc<Credentials>> {
+        self.state.borrow().landed.as_ref()?.landing.as_ref().ok().cloned()
+    }
+
     /// Counts a request that it answered, by its role. Returns the answer.
     pub(super) fn counted(&self, landing: Landing) -> Landing {
         if let Some(meters) = &self.role_meters {

@@ -99,10 +99,10 @@ async fn a_known_identity_is_renewed_and_kept_if_that_fails() {
     let (first, pause) = inquiry.renew().await;
     assert_eq!(first.unwrap().caller, Some(NODES.parse().unwrap()));
     assert!((KNOWN.mul_f64(0.75)..=KNOWN).contains(&pause), "{pause:?}");
-    let version = node.known().version;
+    let version = node.generation();
     assert_eq!(inquiry.renew().await.0.unwrap().caller, Some(OTHERS.parse().unwrap()));
     assert_eq!(caller(&node).as_deref(), Some(OTHERS));
-    assert_ne!(node.known().version, version);
+    assert_ne!(node.generation(), version);
     let (failed, pause) = inquiry.renew().await;
     assert!(failed.is_err() && pause <= 2 * FIRST_PAUSE, "{pause:?}");
     // Callers neither wait nor see the failure.

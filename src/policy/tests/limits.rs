@@ -132,9 +132,9 @@ fn the_nodes_identity_applies_once_it_is_known() {
 fn pods_get_neither_the_intermediate_nor_the_base_role() {
     let (node, intermediate) = (NodeIdentity::default(), "arn:aws:sts::111122223333:assumed-role/between/rolegate-node-a");
     node.expect_intermediate();
-    let early = node.known().version;
+    let early = node.generation();
     node.expect_intermediate();
-    assert_eq!(node.known().version, early);
+    assert_eq!(node.generation(), early);
     let policy = Policy::new(rules(), node.clone()).unwrap();
     let denied = |role: &str| decide_by(&policy, &pod_with(role), &PodContext::default()) == Decision::Deny(Denial::NodeRole);
     assert!(!policy.knows_node());
