@@ -24,6 +24,7 @@ use crate::role::CallerIdentity;
 mod events;
 mod host_network;
 mod identity;
+mod memory;
 mod pod_identity;
 mod waiting;
 

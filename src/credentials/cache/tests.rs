@@ -558,3 +558,46 @@ async fn a_caller_raises_the_queued_renewal_of_an_expiring_session() {
     assert_eq!(key(&sessions.ask(&request("web")).await), "ASIA1");
     assert_eq!((waiting(CallCause::Renewal), waiting(CallCause::Demand)), (0, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_held_session_ends_when_it_is_replaced_or_forgotten() {
+    let (sessions, _) = sessions();
+    let (web, now) = (request("web"), |sessions: &Sessions<FakeSts>| (Instant::now(), sessions.now()));
+    let served = |held: &HeldSession| {
+        let (at, by_wall) = now(&sessions);
+        sessions.serve_held(held, at, by_wall).map(|credentials| credentials.access_key_id.clone())
+    };
+    assert!(sessions.held(&web).await.is_none(), "it was never requested");
+    let first = sessions.ask(&web).await;
+    let held = sessions.held(&web).await.unwrap();
+    let before = sessions.generation();
+    assert_eq!(served(&held).as_deref(), Some(key(&first)));
+    drop(first);
+    // It is renewed ahead of need.
+    sessions.ahead(&web, &[Caller::of(&pod("web"))]).await;
+    settle().await;
+    sessions.clean().await;
+    assert_ne!(sessions.generation(), before);
+    assert_eq!(served(&held), None, "what was held does not keep the credentials");
+    let held = sessions.held(&web).await.unwrap();
+    let before = sessions.generation();
+    assert!(served(&held).is_some());
+    sessions.forget(&[Arc::new(web.clone())]).await;
+    assert_ne!(sessions.generation(), before);
+    assert_eq!(served(&held), None);
+    assert!(sessions.held(&web).await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_session_ends_before_its_credentials() {
+    let (sessions, _) = sessions();
+    let web = request("web");
+    sessions.ask(&web).await.unwrap();
+    let held = sessions.held(&web).await.unwrap();
+    let life = Duration::from_secs(HOUR.unsigned_abs());
+    advance(life - LEAST_REMAINING - Duration::from_secs(1)).await;
+    assert!(sessions.serve_held(&held, Instant::now(), sessions.now()).is_some());
+    // Either clock ends it: the wall clock may have been set, and the other one stops while the machine sleeps.
+    assert!(sessions.serve_held(&held, Instant::now() + Duration::from_secs(1), sessions.now()).is_none());
+    assert!(sessions.serve_held(&held, Instant::now(), sessions.now() + Duration::from_secs(1)).is_none());
+}

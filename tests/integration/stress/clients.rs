@@ -101,6 +101,8 @@ pub(super) struct Client {
     /// A kept connection, and the moment at which it was opened.
     connection: Option<(TcpStream, usize)>,
     token: Option<String>,
+    /// The path of the last credentials, for which the same request is sent again, like that of a client that polls.
+    polled: Option<String>,
     seen: Seen,
 }
 
@@ -157,12 +159,13 @@ pub(super) fn life_of(role: &str) -> Option<Life> {
 
 impl Client {
     pub(super) fn new(ip: IpAddr, daemon: SocketAddr, ledger: Arc<Ledger>, random: Random) -> Self {
-        Self { ip, daemon, ledger, random, connection: None, token: None, seen: Seen::default() }
+        Self { ip, daemon, ledger, random, connection: None, token: None, polled: None, seen: Seen::default() }
     }
 
     /// Does what an SDK does: gets a token, the role, and sometimes credentials. The token may be an old one, even the previous
     /// pod's. A refusal is wrong if the address has belonged to one pod beyond doubt since before the token was requested.
     async fn ask(&mut self) {
+        self.poll().await;
         let began = self.ledger.now();
         let fresh = self.token.is_none() || self.random.one_in(3);
         let further = self.random.one_in(CREDENTIALS_OF);
@@ -170,6 +173,20 @@ impl Client {
             Got::Refused { what, status, fresh: true } => self.was_refused(what, status, began),
             Got::Failed { life, fresh: true } => self.has_failed(life, began),
             _ => {}
+        }
+    }
+
+    /// Sends the request for the last credentials again, some times over, usually on the same connection. Its pod may be gone.
+    async fn poll(&mut self) {
+        let (Some(path), true) = (self.polled.clone(), self.token.is_some()) else { return };
+        for _ in 0..self.random.below(4) {
+            let sent = self.ledger.now();
+            let document = self.get(&path).await;
+            if document.status != 200 {
+                self.polled = None;
+                return;
+            }
+            self.keep_key(&document.body, Span { from: sent, to: self.ledger.now() });
         }
     }
 
@@ -231,8 +248,8 @@ impl Client {
         if !further {
             return Got::RoleAlone;
         }
-        let sent = self.ledger.now();
-        let document = self.get(&format!("{ROLES}{}", answer.body)).await;
+        let (sent, path) = (self.ledger.now(), format!("{ROLES}{}", answer.body));
+        let document = self.get(&path).await;
         if document.status != 200 {
             // With this token, the pod was known a moment ago.
             let fresh = fresh || self.ledger.must_be(Span { from: sent, to: self.ledger.now() }) == life_of(&answer.body);
@@ -242,6 +259,7 @@ impl Client {
             };
         }
         self.keep_key(&document.body, Span { from: sent, to: self.ledger.now() });
+        self.polled = Some(path);
         Got::Credentials
     }
 
