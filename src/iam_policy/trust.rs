@@ -79,12 +79,6 @@ impl Trusts<'_> {
             return;
         }
         for (group, users) in &users.groups {
-            if users.external_ids.len() > 1 && users.external_ids.contains(&None) {
-                warnings.push(PolicyWarning::new(
-                    "external-ids-differ",
-                    format!("some pods with the role {arn} have an external ID, and some have none: the trust policy requires none"),
-                ));
-            }
             self.allow(arn, caller, sid, &conditions(group, users));
         }
         // These actions allow nothing without AssumeRole. They have no condition, because the condition keys of AssumeRole are not

@@ -58,12 +58,23 @@ impl Cluster {
 fn roles_of_all_nodes_or_of_one_are_found() {
     let cluster = Cluster::new();
     let (roles, error) = cluster.roles(&[]);
-    assert_eq!((roles, error.as_str()), (vec![arn("api"), arn("waiting"), arn("web")], ""));
+    assert_eq!(roles, [arn("api"), arn("waiting"), arn("web")]);
+    let unrestricted: Vec<_> = error.lines().collect();
+    assert!(unrestricted.len() == 3 && unrestricted.iter().all(|line| line.contains("(unrestricted-role)")), "{error}");
+    assert!(unrestricted[0].contains("namespace books") && unrestricted[0].contains(&arn("api")), "{error}");
     assert_eq!(cluster.roles(&["--node=node-2"]).0, [arn("api")]);
     assert_eq!(cluster.roles(&["--service-account-roles"]).0, [arn("api"), arn("from-account"), arn("waiting"), arn("web")]);
     let (roles, error) = cluster.roles(&["--service-account-roles", "--namespace-restrictions"]);
     assert_eq!(roles, [arn("from-account"), arn("waiting"), arn("web")]);
     assert!(error.contains("api of namespace books (not-allowed-in-namespace)"), "{error}");
+    assert!(!error.contains("unrestricted-role"), "{error}");
+    let audit = ["--service-account-roles", "--namespace-restrictions=audit"];
+    let (roles, error) = cluster.roles(&audit);
+    assert_eq!(roles, [arn("from-account"), arn("waiting"), arn("web")], "what the restrictions would refuse is no grant");
+    assert!(error.contains("api of namespace books (not-allowed-in-namespace)") && error.contains("--include-audited"), "{error}");
+    let (roles, error) = cluster.roles(&[&audit[..], &["--include-audited"]].concat());
+    assert_eq!(roles, [arn("api"), arn("from-account"), arn("waiting"), arn("web")]);
+    assert!(error.lines().count() == 1 && error.contains("(unrestricted-role)") && error.contains(&arn("api")), "{error}");
     assert_eq!(cluster.roles(&["--allowed-roles=w*"]).0, [arn("waiting"), arn("web")]);
     assert_eq!(cluster.roles(&["--node=node-2", "--default-role=fallback"]).0, [arn("api"), arn("fallback")]);
 }

@@ -479,6 +479,11 @@ const IAM_POLICY: &[Flag] = &[
         "Allow the nodes' role all roles of each path in use, such as role/pods/*, instead of each role; roles without a path are \
          allowed one by one in any case",
     ),
+    switch(
+        "include-audited",
+        "With --namespace-restrictions=audit: also include the roles that enforced restrictions would refuse; whoever may create pods \
+         chose them",
+    ),
 ];
 
 /// The flags that only `rolegate report` has, with the heading of them. It shares `--admin-url` with `rolegate explain`.
