@@ -29,11 +29,8 @@ pub(crate) async fn iam_policies(command: &IamPolicyCommand, mut progress: Progr
     let snapshot = cluster_snapshot(&kube, command.node.as_deref(), settings, |read| progress.show(&format!("{read} pods read"))).await?;
     drop(progress);
     let aws = if needs_aws(config) { Some(load_aws(config).await?) } else { None };
-    let node = NodeIdentity::default();
-    let rules = rules(aws.as_ref(), config, &node).await?;
-    if let Some(role) = &command.node_role {
-        node.set_instance_role(Some(role.clone()));
-    }
+    let discovered = NodeIdentity::default();
+    let rules = rules(aws.as_ref(), config, &discovered).await?;
     let settings = IamPolicySettings {
         node_role: command.node_role.clone(),
         intermediate: config.sessions.intermediate.clone(),
@@ -41,6 +38,10 @@ pub(crate) async fn iam_policies(command: &IamPolicyCommand, mut progress: Progr
         has_source_identity: config.sessions.source_identity.is_some(),
         by_path: command.by_path,
     };
+    let node = settings.identity();
+    if settings.node_role.is_none() {
+        node.set_instance_role(discovered.known().instance_role.clone());
+    }
     let default_role = rules.default_role.clone();
     let policy = Policy::new(rules, node).context("--allowed-roles")?;
     let counted = Counted {

@@ -78,6 +78,9 @@ impl IamPolicyCommand {
         if policy == PolicyChoice::Trust && !source.is_given("node-role") && config.sessions.intermediate.is_none() {
             source.mistake("--policy=trust requires --node-role: trust policies name the role of the nodes");
         }
+        if by_path && !source.is_given("node-role") {
+            source.mistake("--prefix requires --node-role: the path of a role may be that of the nodes' role, which pods must not get");
+        }
         if policy == PolicyChoice::Intermediate && config.sessions.intermediate.is_none() {
             source.mistake("--policy=intermediate requires --assume-role-arn");
         }
@@ -130,6 +133,7 @@ mod tests {
             &["--policy=trust"],
             &["--policy=intermediate"],
             &["--role=arn:aws:iam::123456789012:role/web"],
+            &["--prefix"],
             &["--node-role=nodes"],
             &["--node-role=arn:aws:iam::123456789012:role/a*/nodes"],
             &["--app-port=x"],

@@ -262,6 +262,38 @@ fn what_restrictions_would_refuse_is_left_out_in_audit_mode() {
     assert!(text.contains(arn("admin").as_str()) && text.contains("the namespaces evil, shop "), "{text}");
 }
 
+/// The daemon refuses its own identities to pods: a policy that allows them would only serve an attacker on the node.
+#[test]
+fn the_daemons_own_roles_are_left_out() {
+    let target = |name: &str, target: &str| Pod { target_role: Some(target.to_owned()), ..pod("shop", name, "web", "web") };
+    let all = vec![
+        pod("shop", "fine", "web", "web"),
+        pod("evil", "nodes", "x", "nodes"),
+        pod("evil", "hub", "x", "hub"),
+        pod("evil", "in-path", "x", "other/hub"),
+        target("to-nodes", "nodes"),
+        target("to-hub", "hub"),
+        Pod { target_role: Some("web".to_owned()), ..pod("evil", "from-hub", "x", "hub") },
+    ];
+    let settings = IamPolicySettings { intermediate: Some(arn("cluster/hub")), ..settings() };
+    let uses = counted(&rules(&[]), &settings.identity(), all.clone(), Counted::default());
+    let policies = IamPolicies::new(&uses, &settings);
+    // The intermediate role itself trusts the nodes.
+    assert_eq!(policies.trust.keys().collect::<Vec<_>>(), [arn("cluster/hub").as_str(), arn("web").as_str()]);
+    assert_eq!(json(&policies.intermediate.as_ref().unwrap()[0])["Statement"][0]["Resource"], arn("web").as_str());
+    assert_eq!(json(&policies.node[0])["Statement"][0]["Resource"], arn("cluster/hub").as_str());
+    assert!(policies.chain.is_empty());
+    let texts: Vec<_> = policies.warnings.iter().map(ToString::to_string).collect();
+    assert!(texts.iter().all(|text| text.contains("(pods-left-out)") && text.contains("(node-role)")), "{texts:?}");
+    for name in ["hub", "in-path", "nodes", "from-hub", "to-nodes", "to-hub"] {
+        assert!(texts.iter().any(|text| text.contains(name)), "{name}: {texts:?}");
+    }
+    // As in the daemon, --allow-node-role allows it.
+    let allowed = Rules { allow_node_role: true, ..rules(&[]) };
+    let uses = counted(&allowed, &settings.identity(), all, Counted::default());
+    assert!(IamPolicies::new(&uses, &settings).trust.contains_key(arn("nodes").as_str()));
+}
+
 /// Without restrictions, whoever may create pods decides what the policies allow. Each role names all namespaces that ask for it.
 #[test]
 fn without_restrictions_the_namespaces_of_each_role_are_named() {

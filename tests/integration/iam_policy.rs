@@ -79,6 +79,21 @@ fn roles_of_all_nodes_or_of_one_are_found() {
     assert_eq!(cluster.roles(&["--node=node-2", "--default-role=fallback"]).0, [arn("api"), arn("fallback")]);
 }
 
+/// The daemon refuses its own role and the intermediate role to pods.
+#[test]
+fn the_daemons_own_roles_are_left_out() {
+    let cluster = Cluster::new();
+    let (roles, error) = cluster.roles(&[&format!("--assume-role-arn={}", arn("api"))]);
+    assert_eq!(roles, [arn("api"), arn("waiting"), arn("web")]);
+    assert!(error.contains("api of namespace books (node-role)"), "{error}");
+    let (code, text, error) = cluster.run(&[BASE, &format!("--node-role={}", arn("web"))]);
+    let policies: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, policies["trust"].get(arn("web"))), (0, None));
+    assert!(error.contains("web of namespace shop (node-role)"), "{error}");
+    let (code, _, error) = cluster.run(&[BASE, "--prefix"]);
+    assert!(code == 2 && error.contains("--prefix requires --node-role"), "{error}");
+}
+
 #[test]
 fn one_policy_is_printed_as_the_aws_cli_takes_it() {
     let cluster = Cluster::new();
