@@ -20,8 +20,8 @@ mod warning;
 
 use document::{ASSUME, Document, IDENTIFY, TAG, escaped, size, split};
 pub(crate) use settings::IamPolicySettings;
-pub(crate) use uses::{Counted, RolesInUse};
 use uses::UnresolvedPods;
+pub(crate) use uses::{Counted, RolesInUse};
 pub(crate) use warning::PolicyWarning;
 
 /// The most characters of a managed policy, and of a permissions boundary.

@@ -29,14 +29,14 @@ use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::bpf::keeper::Keeper;
 use crate::redirect::bpf::{BpfError, ExitGuardCheck, remove_pins};
-use crate::redirect::foreign;
+use crate::redirect::foreign::{self, ForeignRedirects, Unsearched};
 use crate::redirect::legacy_rules::{self, LeftOver};
 use crate::redirect::ownership::Ownership;
 use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::routing::keeper::{RoutingKeeper, withdraw};
 use crate::redirect::routing::node as routing_rules;
 use crate::redirect::rules::{DirectConnections, RuleSet, Targets};
-use crate::redirect::{self, Backend as _};
+use crate::redirect::{self, Backend as _, RedirectError};
 use crate::self_test::{ExpectedRules, Probes};
 
 /// Pause between questions that a late API leaves open.
@@ -234,25 +234,57 @@ async fn name_legacy_rules() {
                 );
             }
         }
+        Err(error @ RedirectError::TooLarge { .. }) => warn!(
+            event = "legacy-rules-unknown",
+            reason = "too-large",
+            error = chain(&error),
+            "cannot look for rules of kube2iam and kiam, because the node has too many packet rules to read them in bounded memory; pods reach \
+             rolegate all the same, because its rules come first"
+        ),
         Err(error) => debug!(error = chain(&error), "the rules of kube2iam and kiam cannot be looked for"),
     }
 }
 
 /// Searches for redirects by other programs of the node's own metadata requests and of connections that the rules keep, and logs what it
-/// finds.
+/// finds, and what it cannot search. A redirect that was found stays known while the search is incomplete: it may be in what was not searched.
 pub(super) async fn follow_foreign_redirects(metrics: Metrics, backend: Arc<SelectedBackend>, rules: RuleSet) {
-    let (mut own_requests, mut to_daemon) = (Changes::default(), Changes::default());
+    let (mut own_requests, mut to_daemon, mut unsearched) = (Changes::default(), Changes::default(), Changes::default());
+    let mut last = ForeignRedirects::default();
     loop {
         match backend.precedence().await {
             Ok(precedence) => {
-                let found = foreign::find(&rules, precedence).await;
+                let found = foreign::find(&rules, precedence).await.or_as_in(last);
+                last = found.clone();
                 metrics.foreign_redirects(found.count());
+                log_unsearched(&mut unsearched, found.unsearched);
                 log_of_own_requests(&mut own_requests, found.own_requests);
                 log_to_daemon(&mut to_daemon, found.to_daemon);
             }
             Err(error) => debug!(error = chain(&error), "cannot look for redirects by other programs"),
         }
         tokio::time::sleep(SEARCH_AGAIN).await;
+    }
+}
+
+fn log_unsearched(logged: &mut Changes<Vec<Unsearched>>, found: Vec<Unsearched>) {
+    if found.is_empty() {
+        if logged.forget().is_some() {
+            info!(event = "redirects-searched", "all rules of other programs can be searched for redirects again");
+        }
+        return;
+    }
+    let listed = |text: fn(&Unsearched) -> &str| found.iter().map(text).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join("; ");
+    let (reason, rules, error) = (listed(|one| one.reason), listed(|one| &one.what), listed(|one| &one.error));
+    if logged.is_new(found) {
+        warn!(
+            event = "redirects-unknown",
+            reason,
+            rules,
+            error,
+            "cannot search all rules of other programs for redirects of the node's own metadata requests and of connections to the daemon; \
+             whether there are more redirects than the log names is not known; rolegate's rules come before packet rules of other programs, \
+             with --redirect=nftables before all of them; list the rules yourself, and reduce the number of Services if the reason is too-large"
+        );
     }
 }
 

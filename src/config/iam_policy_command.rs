@@ -85,7 +85,11 @@ impl IamPolicyCommand {
             source.mistake("--policy=intermediate requires --assume-role-arn");
         }
         let mistakes = source.into_mistakes();
-        if mistakes.is_empty() { Ok(Self { config, node, node_role, policy, role, by_path, with_audited }) } else { Err(ConfigError { mistakes }) }
+        if mistakes.is_empty() {
+            Ok(Self { config, node, node_role, policy, role, by_path, with_audited })
+        } else {
+            Err(ConfigError { mistakes })
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::document::is_principal;
 use super::*;
-use crate::config::host_network::{HostNetworkConfig, HostNetworkMode};
 use crate::config::Restrictions;
+use crate::config::host_network::{HostNetworkConfig, HostNetworkMode};
 use crate::config::session::SessionTag;
 use crate::pods::{HostNetworkRules, Namespace, OwnPodName, Pod, pods};
 use crate::policy::node::NodeIdentity;

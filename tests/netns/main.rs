@@ -21,6 +21,7 @@ mod keep;
 mod kinds;
 mod lifetime;
 mod links;
+mod many_services;
 mod neighbours;
 mod nftables;
 mod node_address;
