@@ -14,6 +14,7 @@ mod connections;
 mod endpoints;
 mod exits;
 mod forgery;
+mod impostors;
 mod interfaces;
 mod iptables;
 mod iptables_packets;
