@@ -51,6 +51,7 @@ pub(super) struct PacketRules {
     turn: Option<Arc<Ownership>>,
     reconciler: Reconciler<SelectedBackend, System>,
     routing: Option<RoutingKeeper>,
+    has_routing: bool,
     like: Like,
     bpf: Option<Keeper>,
 }
@@ -96,7 +97,7 @@ impl PacketRules {
         let system = System::open(turn.clone());
         let mut reconciler = Reconciler::new(backend.clone(), system, like.clone(), metrics.clone(), readiness.clone());
         reconciler.guard().await.context("cannot install the guard, which keeps pods from the real metadata service")?;
-        Ok(Some(Self { backend, turn, reconciler, routing, like, bpf: None }))
+        Ok(Some(Self { backend, turn, reconciler, routing, has_routing: redirect.routing_rules, like, bpf: None }))
     }
 
     /// Returns what keeps the routing rules, the first time.
@@ -132,7 +133,13 @@ impl PacketRules {
 
     /// What removes them.
     pub(super) fn leaving(&self) -> Leaving {
-        Leaving { backend: self.backend.clone(), turn: self.turn.clone(), pins: self.bpf.as_ref().map(Keeper::pins) }
+        Leaving {
+            backend: self.backend.clone(),
+            turn: self.turn.clone(),
+            pins: self.bpf.as_ref().map(Keeper::pins),
+            has_routing: self.has_routing,
+            like: self.like.clone(),
+        }
     }
 
     /// Keeps the guard until this is done.

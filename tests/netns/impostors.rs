@@ -2,12 +2,13 @@
 //! without any capability. It can take the names of daemons, and cannot write into a directory of the node.
 
 use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rolegate_lab::daemon::{Daemon, Setup};
-use rolegate_lab::node::{NODE_IP, Netns};
+use rolegate_lab::node::{NODE_IP, Netns, find_program};
 
 use crate::bed::{Bed, METADATA, PATIENCE};
 use crate::keep::{by_hand_ends, wait_until};
@@ -109,4 +110,37 @@ fn rules_are_removed_in_spite_of_an_impostor() {
     assert!(removed.contains("removed: ") && !removed.contains("will install"), "{removed}");
     assert!(removed.contains("does not prove in the directory of --handover-socket that it is one"), "{removed}");
     drop(impostor);
+}
+
+/// A daemon starts while the last one removes the rules, and has found the guard in place.
+#[test]
+fn the_guard_is_placed_again_for_a_daemon_that_starts_during_the_removal() {
+    let Some(bed) = Bed::new() else { return };
+    let pod = bed.pod("web", "veth");
+    let programs = tempfile::tempdir().unwrap();
+    let at = |name: &str| programs.path().join(name);
+    symlink(find_program("conntrack").unwrap(), at("conntrack")).unwrap();
+    // Removes the table only when the other daemon is there.
+    let (began, goes_on) = (at("began"), at("goes-on"));
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in 'delete table inet rolegate')\n : >'{}'\n while ! [ -e '{}' ]; do {} 0.01; done;; esac\nexec {} \"$@\"\n",
+        began.display(),
+        goes_on.display(),
+        find_program("sleep").unwrap().display(),
+        find_program("nft").unwrap().display()
+    );
+    std::fs::write(at("nft"), script).unwrap();
+    std::fs::set_permissions(at("nft"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let setup = bed.setup_with_ip().argument("--redirect=nftables").argument("--redirect-on-exit=remove");
+    let mut daemon = bed.start(&setup.env("PATH", programs.path().to_str().unwrap()));
+    bed.assert_served(&pod, METADATA);
+    daemon.terminate().unwrap();
+    wait_until(|| if began.exists() { Ok(()) } else { Err(std::io::Error::other(daemon.log())) });
+    let _later = Impostor::named(bed.node.ns(), &["daemon/18446744073709551615"]);
+    std::fs::write(&goes_on, "").unwrap();
+    assert_eq!(daemon.wait().unwrap().code(), Some(0), "{}", daemon.log());
+    assert_eq!(daemon.events("rules-restored").len(), 1, "{}", daemon.log());
+    assert!(daemon.events("rules-removed").is_empty(), "{}", daemon.log());
+    bed.assert_refused(&pod);
+    assert_eq!(bed.metadata_requests_of(&pod), 0);
 }

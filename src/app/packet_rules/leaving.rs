@@ -1,4 +1,7 @@
 //! The removal of the rules at the daemon's end, with `--redirect-on-exit=remove`.
+//!
+//! Another daemon may start at any moment of the removal. It takes its name before it looks for the guard, so either it finds no guard and
+//! places its own, or its name is there when the removal is done, and the guard is placed again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,11 +9,14 @@ use std::sync::Arc;
 use tracing::{error, info, warn};
 
 use crate::advice::{Advise as _, chain};
+use crate::metrics::Metrics;
 use crate::pod_identity::addresses;
+use crate::readiness::Readiness;
 use crate::redirect::Backend as _;
-use crate::redirect::backend::SelectedBackend;
+use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::bpf::remove_pins;
-use crate::redirect::ownership::Ownership;
+use crate::redirect::ownership::{self, Ownership};
+use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::routing::node as routing_rules;
 
 /// What removes the rules at the daemon's end.
@@ -20,6 +26,10 @@ pub(in crate::app) struct Leaving {
     pub(super) turn: Option<Arc<Ownership>>,
     /// The directory of the pins of the kernel's programs, if there are any.
     pub(super) pins: Option<PathBuf>,
+    /// Whether there are to be routing rules.
+    pub(super) has_routing: bool,
+    /// What is placed again if another daemon needs it.
+    pub(super) like: Like,
 }
 
 impl Leaving {
@@ -30,6 +40,9 @@ impl Leaving {
         }
         let mut removed = self.remove_routing().await;
         addresses::withdraw();
+        if is_followed() {
+            return self.restore(removed).await;
+        }
         if let Some(Err(error)) = self.pins.as_deref().map(remove_pins) {
             error!(
                 event = "bpf-programs-kept",
@@ -37,6 +50,9 @@ impl Leaving {
                 advice = error.advice().as_deref(),
                 "cannot remove the BPF programs; pods' connections that they redirect are refused; run 'rolegate redirect remove'"
             );
+        }
+        if is_followed() {
+            return self.restore(removed).await;
         }
         match self.backend.remove().await {
             Ok(of_packets) => removed.splice(0..0, of_packets).for_each(drop),
@@ -47,6 +63,9 @@ impl Leaving {
                 "cannot remove the packet rules; pods' metadata requests are refused while no daemon runs; to remove the rules, run \
                  'rolegate redirect remove'"
             ),
+        }
+        if is_followed() {
+            return self.restore(removed).await;
         }
         if !removed.is_empty() {
             warn!(
@@ -94,4 +113,35 @@ impl Leaving {
         }
         removed
     }
+
+    /// Places the guard and the routing rules again, for the daemon that started meanwhile. What it has placed itself stays.
+    async fn restore(self, removed: Vec<String>) {
+        let removed = removed.join("; ");
+        let mut failures: Vec<String> = Vec::new();
+        if self.has_routing {
+            let routed = routing_rules::install().await.into_iter().filter_map(|(_, result)| result.err());
+            failures.extend(routed.map(|error| error.with_advice()));
+        }
+        let mut guard = Reconciler::new(self.backend, System::open(None), self.like, Metrics::new(), Readiness::default());
+        failures.extend(guard.guard().await.err().map(|error| error.with_advice()));
+        if failures.is_empty() {
+            warn!(
+                event = "rules-restored",
+                removed, "another rolegate daemon started while this one removed the rules; placed the guard and the routing rules again"
+            );
+        } else {
+            error!(
+                event = "rules-restore-failed",
+                removed,
+                error = failures.join("; "),
+                "another rolegate daemon started while this one removed the rules, and they cannot be placed again; pods may reach the real \
+                 metadata service until that daemon has placed them"
+            );
+        }
+    }
+}
+
+/// Returns whether another daemon runs, or may run.
+fn is_followed() -> bool {
+    ownership::any().unwrap_or(true)
 }
