@@ -441,6 +441,8 @@ pub struct RedirectConfig {
     pub bpf: BpfConfig,
     /// The addresses at which the daemon serves Pod Identity: other programs must not redirect connections to them.
     pub pod_identity: BTreeSet<SocketAddr>,
+    /// The directory of the node in which daemons prove that they run, if there is one.
+    pub proofs: Option<PathBuf>,
 }
 
 /// The kernel's programs beside the packet rules.
@@ -468,7 +470,18 @@ impl RedirectConfig {
         let (interfaces, host_ips) = (Vec::new(), Vec::new());
         let (interval, bpf) = (DEFAULT_REDIRECT_INTERVAL, BpfConfig::default());
         let pod_identity = BTreeSet::new();
-        Self { backend, interfaces, host_ips, host_ip_hint: None, interval, remove_on_exit: false, routing_rules, bpf, pod_identity }
+        Self {
+            backend,
+            interfaces,
+            host_ips,
+            host_ip_hint: None,
+            interval,
+            remove_on_exit: false,
+            routing_rules,
+            bpf,
+            pod_identity,
+            proofs: None,
+        }
     }
 }
 

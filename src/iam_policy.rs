@@ -1,6 +1,7 @@
 //! `rolegate iam-policy`: the IAM policies that rolegate needs for the roles in use, and nothing more.
 //!
-//! [`RolesInUse`] collects what the decisions about pods would send to STS. [`IamPolicies`] is made from it: the policy of the nodes'
+//! [`RolesInUse`] collects what the decisions about pods would send to STS. Annotations alone decide nothing: what the restrictions of
+//! namespaces would refuse is left out, and what nothing restricts is named for review ([`review`]). [`IamPolicies`] is made from it: the policy of the nodes'
 //! role, that of the intermediate role, the trust policies of the pods' roles, the policies of roles that assume target roles, and a
 //! permissions boundary for the nodes' role. All of them are sorted, so that the same cluster gives the same text.
 //!
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::role::RoleArn;
 
 mod document;
+mod review;
 mod settings;
 mod trust;
 mod uses;
@@ -18,8 +20,8 @@ mod warning;
 
 use document::{ASSUME, Document, IDENTIFY, TAG, escaped, size, split};
 pub(crate) use settings::IamPolicySettings;
-pub(crate) use uses::RolesInUse;
 use uses::UnresolvedPods;
+pub(crate) use uses::{Counted, RolesInUse};
 pub(crate) use warning::PolicyWarning;
 
 /// The most characters of a managed policy, and of a permissions boundary.
@@ -113,7 +115,9 @@ impl IamPolicies {
                 "the permissions boundary has {boundary_size} characters, and AWS allows {MANAGED}; a boundary cannot be split: use --prefix"
             )));
         }
+        warnings.extend(review::unrestricted(uses));
         let trust = trust::policies(uses, settings, &actions, &mut warnings);
+        warnings.extend(review::external_ids(uses, &trust));
         Self { node, intermediate, trust, chain, boundary: (boundary_size <= MANAGED).then_some(boundary), warnings }
     }
 

@@ -106,6 +106,14 @@ pub enum RedirectError {
         /// Why the output cannot be parsed.
         message: String,
     },
+    /// The program lists more than is read, or needs more memory than it may use.
+    #[error("cannot read what {program} lists: {message}")]
+    TooLarge {
+        /// The program's name.
+        program: &'static str,
+        /// What is too large.
+        message: String,
+    },
     /// An iptables table has rules that only `nft` can read.
     #[error("{program} cannot read the table {table}, which has rules that were made with nft")]
     MadeWithNft {
@@ -184,6 +192,7 @@ impl Advise for RedirectError {
                     .into()
             }
             Self::Unreadable { program, .. } => format!("use another version of {program}, or give --redirect=iptables").into(),
+            Self::TooLarge { .. } => "reduce the number of Services and ports of this cluster, or read the rules yourself with the program".into(),
             Self::MadeWithNft { .. } => "give --redirect=nftables".into(),
             Self::InterfaceName { .. } => "correct --host-interface".into(),
             Self::NotKept { .. } => "find the program on this node that changes rolegate's rules".into(),

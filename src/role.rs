@@ -134,6 +134,17 @@ impl RoleArn {
         let same_name = self.name().eq_ignore_ascii_case(other.name());
         same_name && self.partition == other.partition && self.account() == other.account()
     }
+
+    /// Returns the identity that STS would name for a session of this role.
+    pub fn session(&self, name: &str) -> CallerIdentity {
+        let (partition, account, role_name) = (self.partition, self.account(), self.name());
+        CallerIdentity {
+            arn: format!("arn:{}:sts::{account}:assumed-role/{role_name}/{name}", partition.name()).into(),
+            partition,
+            account: account.into(),
+            role_name: Some(role_name.into()),
+        }
+    }
 }
 
 impl FromStr for RoleArn {

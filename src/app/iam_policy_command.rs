@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use super::prepare::{load_aws, needs_aws, rules};
 use crate::config::iam_policy_command::IamPolicyCommand;
 use crate::config::{Restrictions, ServiceAccountRoles};
-use crate::iam_policy::{IamPolicies, IamPolicySettings, PolicyWarning, RolesInUse};
+use crate::iam_policy::{Counted, IamPolicies, IamPolicySettings, PolicyWarning, RolesInUse};
 use crate::kubernetes::client;
 use crate::pods::watch::cluster::cluster_snapshot;
 use crate::pods::watch::snapshot::SnapshotSettings;
@@ -29,24 +29,28 @@ pub(crate) async fn iam_policies(command: &IamPolicyCommand, mut progress: Progr
     let snapshot = cluster_snapshot(&kube, command.node.as_deref(), settings, |read| progress.show(&format!("{read} pods read"))).await?;
     drop(progress);
     let aws = if needs_aws(config) { Some(load_aws(config).await?) } else { None };
-    let node = NodeIdentity::default();
-    let rules = rules(aws.as_ref(), config, &node).await?;
-    if let Some(role) = &command.node_role {
-        node.set_instance_role(Some(role.clone()));
+    let discovered = NodeIdentity::default();
+    let rules = rules(aws.as_ref(), config, &discovered).await?;
+    let settings = IamPolicySettings {
+        node_role: command.node_role.clone(),
+        intermediate: config.sessions.intermediate.clone(),
+        has_tags: !config.sessions.tags.is_empty(),
+        has_source_identity: config.sessions.source_identity.is_some(),
+        by_path: command.by_path,
+    };
+    let node = settings.identity();
+    if settings.node_role.is_none() {
+        node.set_instance_role(discovered.known().instance_role.clone());
     }
     let default_role = rules.default_role.clone();
     let policy = Policy::new(rules, node).context("--allowed-roles")?;
-    let uses = RolesInUse::of(&snapshot.pods, &policy, default_role.as_ref());
-    let mut policies = IamPolicies::new(
-        &uses,
-        &IamPolicySettings {
-            node_role: command.node_role.clone(),
-            intermediate: config.sessions.intermediate.clone(),
-            has_tags: !config.sessions.tags.is_empty(),
-            has_source_identity: config.sessions.source_identity.is_some(),
-            by_path: command.by_path,
-        },
-    );
+    let counted = Counted {
+        default_role: default_role.as_ref(),
+        is_unrestricted: config.roles.restrictions == Restrictions::Off,
+        with_audited: command.with_audited,
+    };
+    let uses = RolesInUse::of(&snapshot.pods, &policy, counted);
+    let mut policies = IamPolicies::new(&uses, &settings);
     if snapshot.left_out > 0 {
         let text = format!("{} objects of the Kubernetes API cannot be read and are left out", snapshot.left_out);
         policies.warnings.push(PolicyWarning::new("objects-left-out", text));

@@ -7,42 +7,42 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::bpf_programs;
 use super::failure::Failure;
-use crate::advice::{Advise as _, chain};
+use crate::advice::chain;
 use crate::cgroup::RedirectPrograms;
 use crate::config::{InterfaceMatch, RedirectBackend, RedirectConfig};
 use crate::kubernetes::client::Client;
 use crate::kubernetes::nodes::{NodeError, node_addresses};
 use crate::kubernetes::own_pod::pods_with;
-use crate::log_once::Changes;
 use crate::metrics::Metrics;
-use crate::pod_identity::addresses;
 use crate::readiness::{Readiness, ReadinessStep};
 use crate::redirect::backend::{SelectedBackend, System};
 use crate::redirect::bpf::keeper::Keeper;
-use crate::redirect::bpf::{BpfError, ExitGuardCheck, remove_pins};
-use crate::redirect::foreign;
+use crate::redirect::bpf::{BpfError, ExitGuardCheck};
 use crate::redirect::legacy_rules::{self, LeftOver};
-use crate::redirect::ownership::Ownership;
+use crate::redirect::ownership::{Ownership, Proofs};
 use crate::redirect::reconcile::{Like, Reconciler};
 use crate::redirect::routing::keeper::{RoutingKeeper, withdraw};
-use crate::redirect::routing::node as routing_rules;
-use crate::redirect::rules::{DirectConnections, RuleSet, Targets};
-use crate::redirect::{self, Backend as _};
+use crate::redirect::rules::{RuleSet, Targets};
+use crate::redirect::{self, RedirectError};
 use crate::self_test::{ExpectedRules, Probes};
+
+mod foreign;
+mod leaving;
+
+pub(super) use foreign::follow_foreign_redirects;
+pub(super) use leaving::Leaving;
 
 /// Pause between questions that a late API leaves open.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// Pause between searches for redirects of the node's own requests. A search reads all NAT rules of the node.
-const SEARCH_AGAIN: Duration = Duration::from_secs(600);
 
 /// The rules, of which the guard is in place.
 #[derive(Debug)]
@@ -51,7 +51,8 @@ pub(super) struct PacketRules {
     turn: Option<Arc<Ownership>>,
     reconciler: Reconciler<SelectedBackend, System>,
     routing: Option<RoutingKeeper>,
-    direct: DirectConnections,
+    has_routing: bool,
+    like: Like,
     bpf: Option<Keeper>,
 }
 
@@ -66,15 +67,6 @@ pub(super) struct Keepers {
     pub(super) placed: RuleSet,
 }
 
-/// What removes the rules at the daemon's end.
-#[derive(Debug)]
-pub(super) struct Leaving {
-    backend: Arc<SelectedBackend>,
-    turn: Option<Arc<Ownership>>,
-    /// The directory of the pins of the kernel's programs, if there are any.
-    pins: Option<PathBuf>,
-}
-
 impl PacketRules {
     /// Puts the guard in place, if there are to be rules at all: what needs nobody's answer, before anybody is asked.
     pub(super) async fn guard(
@@ -87,7 +79,9 @@ impl PacketRules {
             warn_of_open_pod_identity(&redirect.pod_identity);
             return Ok(None);
         }
-        // First, because they need no program: a node on which no backend works is closed all the same.
+        // Before anything is looked for: a daemon that ends must not remove what this one then relies on.
+        let turn = take_turn(redirect.proofs.as_deref()).map(Arc::new);
+        // Next, because they need no program: a node on which no backend works is closed all the same.
         let routing = if redirect.routing_rules {
             let mut routing = RoutingKeeper::new(redirect.interval, metrics.clone());
             routing.place().await;
@@ -96,24 +90,14 @@ impl PacketRules {
             withdraw().await;
             None
         };
-        let turn = Ownership::take()
-            .inspect_err(|error| {
-                warn!(
-                    event = "ownership-unavailable", %error,
-                    "cannot create the socket by which daemons of this node find each other; keeping the packet rules in place when this \
-                     daemon stops"
-                )
-            })
-            .ok()
-            .map(Arc::new);
         let backend = Arc::new(SelectedBackend::choose(redirect.backend, &redirect.interfaces).await?);
         let direct = bpf_programs::direct_connections(redirect.backend, !accept_direct);
         let (interfaces, pod_identity) = (redirect.interfaces.clone(), redirect.pod_identity.clone());
         let like = Like { interfaces, direct, pod_identity, interval: redirect.interval };
         let system = System::open(turn.clone());
-        let mut reconciler = Reconciler::new(backend.clone(), system, like, metrics.clone(), readiness.clone());
+        let mut reconciler = Reconciler::new(backend.clone(), system, like.clone(), metrics.clone(), readiness.clone());
         reconciler.guard().await.context("cannot install the guard, which keeps pods from the real metadata service")?;
-        Ok(Some(Self { backend, turn, reconciler, routing, direct, bpf: None }))
+        Ok(Some(Self { backend, turn, reconciler, routing, has_routing: redirect.routing_rules, like, bpf: None }))
     }
 
     /// Returns what keeps the routing rules, the first time.
@@ -149,7 +133,13 @@ impl PacketRules {
 
     /// What removes them.
     pub(super) fn leaving(&self) -> Leaving {
-        Leaving { backend: self.backend.clone(), turn: self.turn.clone(), pins: self.bpf.as_ref().map(Keeper::pins) }
+        Leaving {
+            backend: self.backend.clone(),
+            turn: self.turn.clone(),
+            pins: self.bpf.as_ref().map(Keeper::pins),
+            has_routing: self.has_routing,
+            like: self.like.clone(),
+        }
     }
 
     /// Keeps the guard until this is done.
@@ -180,7 +170,7 @@ impl PacketRules {
         let targets = Targets {
             ipv4: found.ipv4.map(|ip| SocketAddrV4::new(ip, bound.port())),
             ipv6: found.ipv6.map(|ip| SocketAddrV6::new(ip, bound.port(), 0, 0)),
-            direct: self.direct,
+            direct: self.like.direct,
         };
         let (interfaces, pod_identity) = (redirect.interfaces.clone(), redirect.pod_identity.clone());
         let rules = RuleSet { interfaces, targets: Some(targets), pod_identity };
@@ -209,6 +199,31 @@ impl PacketRules {
     }
 }
 
+/// Takes this daemon's number, with a proof in this directory if that is possible.
+fn take_turn(directory: Option<&Path>) -> Option<Ownership> {
+    let proved =
+        directory.map(|directory| Proofs::in_directory(directory).map_err(Into::into).and_then(|proofs| Ownership::take(Some(proofs))));
+    match proved {
+        Some(Ok(turn)) => return Some(turn),
+        Some(Err(error)) => warn!(
+            event = "ownership-unproved",
+            error = chain(&error),
+            directory = directory.map(Path::display).map(tracing::field::display),
+            "cannot create the socket that proves to other daemons of this node that this one runs; a process of the daemon's user in the \
+             node's network can pose as a later daemon; check that the directory exists, and that only the daemon's user may write to it"
+        ),
+        None => {}
+    }
+    let taken = Ownership::take(None).inspect_err(|error| {
+        warn!(
+            event = "ownership-unavailable", %error,
+            "cannot create the socket by which daemons of this node find each other; keeping the packet rules in place when this \
+             daemon stops"
+        )
+    });
+    taken.ok()
+}
+
 /// Does this, and keeps the rules and the kernel's programs meanwhile.
 async fn reconcile_during<T>(
     reconciler: &mut Reconciler<SelectedBackend, System>,
@@ -234,129 +249,14 @@ async fn name_legacy_rules() {
                 );
             }
         }
+        Err(error @ RedirectError::TooLarge { .. }) => warn!(
+            event = "legacy-rules-unknown",
+            reason = "too-large",
+            error = chain(&error),
+            "cannot look for rules of kube2iam and kiam, because the node has too many packet rules to read them in bounded memory; pods reach \
+             rolegate all the same, because its rules come first"
+        ),
         Err(error) => debug!(error = chain(&error), "the rules of kube2iam and kiam cannot be looked for"),
-    }
-}
-
-/// Searches for redirects by other programs of the node's own metadata requests and of connections that the rules keep, and logs what it
-/// finds.
-pub(super) async fn follow_foreign_redirects(metrics: Metrics, backend: Arc<SelectedBackend>, rules: RuleSet) {
-    let (mut own_requests, mut to_daemon) = (Changes::default(), Changes::default());
-    loop {
-        match backend.precedence().await {
-            Ok(precedence) => {
-                let found = foreign::find(&rules, precedence).await;
-                metrics.foreign_redirects(found.count());
-                log_of_own_requests(&mut own_requests, found.own_requests);
-                log_to_daemon(&mut to_daemon, found.to_daemon);
-            }
-            Err(error) => debug!(error = chain(&error), "cannot look for redirects by other programs"),
-        }
-        tokio::time::sleep(SEARCH_AGAIN).await;
-    }
-}
-
-fn log_to_daemon(logged: &mut Changes<Vec<String>>, found: Vec<String>) {
-    let redirects = found.join("; ");
-    if found.is_empty() {
-        if logged.forget().is_some() {
-            info!(event = "daemon-connections-free", "no other program redirects connections to the daemon's addresses and ports any more");
-        }
-    } else if logged.is_new(found) {
-        error!(
-            event = "daemon-connections-redirected",
-            redirects,
-            "another program redirects connections to the daemon's address and the app port, or to an address of Pod Identity, which is an \
-             attack or a mistake: whoever answers pods' requests chooses their credentials, and receives their tokens; rolegate's rules \
-             come before packet rules of other programs, with nftables before all of them; delete the Service or host port that redirects \
-             these connections, and set --redirect=nftables"
-        );
-    }
-}
-
-fn log_of_own_requests(logged: &mut Changes<Vec<String>>, found: Vec<String>) {
-    let redirects = found.join("; ");
-    if found.is_empty() {
-        if logged.forget().is_some() {
-            info!(event = "own-requests-free", "no other program redirects the node's own metadata requests any more");
-        }
-    } else if logged.is_new(found) {
-        error!(
-            event = "own-requests-redirected",
-            redirects,
-            "another program redirects the node's own metadata requests, which is an attack or a mistake: whoever answers them chooses \
-             the node's credentials; rolegate's pin comes before packet rules of other programs, with --redirect=nftables before \
-             all of them; delete the Service whose external IP is the metadata address, or whatever else redirects these requests"
-        );
-    }
-}
-
-impl Leaving {
-    /// Removes the rules, unless another daemon of this node is there that needs them.
-    pub(super) async fn remove(self) {
-        match self.turn.as_ref().map(|turn| turn.leave()) {
-            Some(Ok(false)) => {}
-            Some(Ok(true)) => {
-                return info!(event = "rules-kept", "another rolegate daemon runs on this node; leaving the packet rules in place");
-            }
-            Some(Err(error)) => {
-                return warn!(
-                    event = "rules-kept-unsure", %error,
-                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; without a \
-                     daemon, pods' metadata requests are refused; to remove the rules, run 'rolegate redirect remove'"
-                );
-            }
-            None => {
-                return warn!(
-                    event = "rules-kept-unsure",
-                    error = "the socket by which daemons of this node find each other could not be created (event ownership-unavailable)",
-                    "cannot determine whether another rolegate daemon runs on this node; leaving the packet rules in place; without a \
-                     daemon, pods' metadata requests are refused; to remove the rules, run 'rolegate redirect remove'"
-                );
-            }
-        }
-        let (mut removed_routing, mut failures) = (Vec::new(), Vec::new());
-        for (_, result) in routing_rules::remove().await {
-            match result {
-                Ok(removed) => removed_routing.extend(removed),
-                Err(error) => failures.push(error),
-            }
-        }
-        for error in failures {
-            error!(
-                event = "rules-removal-failed",
-                error = chain(&error),
-                advice = error.advice().as_deref(),
-                "cannot remove the routing rules; pods' metadata requests are refused while no daemon runs; to remove the rules, run \
-                 'rolegate redirect remove'"
-            );
-        }
-        addresses::withdraw();
-        if let Some(Err(error)) = self.pins.as_deref().map(remove_pins) {
-            error!(
-                event = "bpf-programs-kept",
-                error = chain(&error),
-                advice = error.advice().as_deref(),
-                "cannot remove the BPF programs; pods' connections that they redirect are refused; run 'rolegate redirect remove'"
-            );
-        }
-        match self.backend.remove().await {
-            Ok(mut removed) => {
-                removed.extend(removed_routing);
-                warn!(
-                    event = "rules-removed",
-                    removed = removed.join("; "),
-                    "removed the packet rules because of --redirect-on-exit=remove; pods can reach the real metadata service from now on"
-                )
-            }
-            Err(error) => error!(
-                event = "rules-removal-failed",
-                error = chain(&error),
-                advice = error.advice().as_deref(),
-                "cannot remove the packet rules; pods' metadata requests are refused while no daemon runs; to remove the rules, run \
-                 'rolegate redirect remove'"
-            ),
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `rolegate redirect`: the packet rules by hand, for a node's boot, for hooks and for people. It asks neither Kubernetes nor AWS.
 
+use std::io;
 use std::net::{SocketAddrV4, SocketAddrV6};
 
 use anyhow::bail;
@@ -17,6 +18,7 @@ use crate::redirect::backend::SelectedBackend;
 use crate::redirect::bpf::keeper::{Keeper, KeeperEnvironment};
 use crate::redirect::bpf::{Scope, check_file_system, pinned, remove_pins};
 use crate::redirect::observed::ObservedRules;
+use crate::redirect::ownership::Proofs;
 use crate::redirect::program::LOCK_WAIT;
 use crate::redirect::routing::{self as routing_rules, RoutingError, node as routing};
 use crate::redirect::rules::{DirectConnections, RuleSet, Targets};
@@ -161,6 +163,12 @@ fn asked(command: &RedirectCommand) -> Vec<SelectedBackend> {
     SelectedBackend::all().into_iter().filter(|backend| backend.name() == name).collect()
 }
 
+/// Returns whether a daemon runs on this node, or may run. With a directory for proofs, a name that another process took does not count.
+fn runs(command: &RedirectCommand) -> io::Result<bool> {
+    let proofs = command.redirect.proofs.as_deref().map(Proofs::existing).transpose()?.flatten();
+    proofs.as_ref().map_or_else(ownership::any, ownership::any_proved)
+}
+
 /// What kube2iam and kiam left behind, and nothing of ours: that is how one comes from them, with the daemon at work.
 async fn remove_of_peers() -> anyhow::Result<Vec<String>> {
     let removed = legacy_rules::remove(LOCK_WAIT).await?;
@@ -172,7 +180,7 @@ async fn remove_of_peers() -> anyhow::Result<Vec<String>> {
 }
 
 async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
-    let daemon = ownership::any();
+    let daemon = runs(command);
     if !command.force {
         match &daemon {
             Ok(false) => {}
@@ -187,6 +195,13 @@ async fn remove(command: &RedirectCommand) -> anyhow::Result<Vec<String>> {
         }
     }
     let (mut lines, mut failures) = (Vec::new(), Vec::new());
+    if daemon.as_ref().is_ok_and(|runs| !runs) && ownership::any().unwrap_or(true) {
+        lines.push(
+            "another process has the name of a rolegate daemon, but does not prove in the directory of --handover-socket that it is one; \
+             it does not count"
+                .to_owned(),
+        );
+    }
     let backends = asked(command);
     let (all, mut without_program) = (backends.len(), Vec::new());
     for backend in backends {
@@ -270,7 +285,7 @@ pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSe
         foreign: foreign::find(&wanted, looked_at.precedence().await?).await,
         routing: observe_routing(command.redirect.routing_rules).await,
         addresses: redirect::interface_addresses(),
-        daemon: ownership::any().ok(),
+        daemon: runs(command).ok(),
     };
     Ok((wanted, seen))
 }

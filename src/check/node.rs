@@ -2,6 +2,7 @@
 
 use super::{CheckItem, CheckSection};
 use crate::config::HostNetworkMode;
+use crate::redirect::foreign::Unsearched;
 use crate::redirect::status::StatusReport;
 
 const SECTION: CheckSection = CheckSection::Node;
@@ -88,6 +89,13 @@ pub(crate) fn redirects_of_own_requests(found: &[String]) -> Vec<CheckItem> {
         )
     };
     found.iter().map(warning).collect()
+}
+
+/// Returns the check of rules of other programs that cannot be searched for redirects.
+pub(crate) fn unsearched_rules(Unsearched { what, error, .. }: &Unsearched) -> CheckItem {
+    SECTION.warning("own-requests", format!("cannot search {what} for redirects by other programs: {error}")).advise(
+        "list these rules yourself, and look for the metadata address and the daemon's address and port; reduce the number of Services",
+    )
 }
 
 /// Returns the check of a port. `daemon` says whether a daemon runs on this node, if that is known.

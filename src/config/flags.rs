@@ -15,7 +15,7 @@ pub use table::{
 };
 
 /// Flags that `rolegate redirect` shares with the daemon, besides those of the packet rules.
-const SHARED_WITH_REDIRECT: &[&str] = &["app-port", "accept-direct-connections", "host-network-pods"];
+const SHARED_WITH_REDIRECT: &[&str] = &["app-port", "accept-direct-connections", "host-network-pods", "handover-socket"];
 
 /// Flags that `rolegate report` shares with the daemon and with `rolegate explain`.
 const SHARED_WITH_REPORT: &[&str] = &["admin-url", "metrics-port", "kubeconfig", "api-server", "api-token", "insecure"];

@@ -38,6 +38,8 @@ pub(crate) struct IamPolicyCommand {
     pub role: Option<RoleArn>,
     /// Whether paths of roles are allowed instead of each role.
     pub by_path: bool,
+    /// Whether roles count that enforced restrictions of namespaces would refuse.
+    pub with_audited: bool,
 }
 
 impl IamPolicyCommand {
@@ -60,6 +62,7 @@ impl IamPolicyCommand {
         ];
         let policy = source.choice("policy", &choices, PolicyChoice::All);
         let by_path = source.switch("prefix");
+        let with_audited = source.switch("include-audited");
         let node_role = source.parse("node-role", principal);
         let base = match &config.roles.base {
             BaseRole::Given(base) => Some(base.clone()),
@@ -75,11 +78,18 @@ impl IamPolicyCommand {
         if policy == PolicyChoice::Trust && !source.is_given("node-role") && config.sessions.intermediate.is_none() {
             source.mistake("--policy=trust requires --node-role: trust policies name the role of the nodes");
         }
+        if by_path && !source.is_given("node-role") {
+            source.mistake("--prefix requires --node-role: the path of a role may be that of the nodes' role, which pods must not get");
+        }
         if policy == PolicyChoice::Intermediate && config.sessions.intermediate.is_none() {
             source.mistake("--policy=intermediate requires --assume-role-arn");
         }
         let mistakes = source.into_mistakes();
-        if mistakes.is_empty() { Ok(Self { config, node, node_role, policy, role, by_path }) } else { Err(ConfigError { mistakes }) }
+        if mistakes.is_empty() {
+            Ok(Self { config, node, node_role, policy, role, by_path, with_audited })
+        } else {
+            Err(ConfigError { mistakes })
+        }
     }
 }
 
@@ -127,6 +137,7 @@ mod tests {
             &["--policy=trust"],
             &["--policy=intermediate"],
             &["--role=arn:aws:iam::123456789012:role/web"],
+            &["--prefix"],
             &["--node-role=nodes"],
             &["--node-role=arn:aws:iam::123456789012:role/a*/nodes"],
             &["--app-port=x"],

@@ -20,7 +20,7 @@ impl Config {
     pub(super) fn read(source: &mut SettingSource<'_>) -> Self {
         let (mut redirect, pod_identity) = (read::redirect(source, RedirectBackend::None), PodIdentityConfig::read(source));
         redirect.pod_identity = pod_identity.iter().flat_map(PodIdentityConfig::addresses_alone).collect();
-        let config = Self {
+        let mut config = Self {
             pods: read::pods(source, &redirect),
             roles: read::roles(source),
             sessions: read::sessions(source),
@@ -35,6 +35,8 @@ impl Config {
             migrate: None,
             warnings: Vec::new(),
         };
+        let of_daemons = config.server.handover_socket.as_ref().or(config.server.token_key_file.as_ref());
+        config.redirect.proofs = of_daemons.map(|path| read::directory_of(path));
         let mut config = migrate::open(config, source);
         if let Some(port) = read::moved_metrics_port(config.server.port, config.admin.port) {
             source.warn(

@@ -1,6 +1,6 @@
 //! Reads each part of the configuration from the source of settings, and records mistakes there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::source::SettingSource;
@@ -31,6 +31,13 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("resolve-duplicate-cache-ips", "pods that claim one address are always told apart or refused"),
     ("use-regional-sts-endpoint", "the regional endpoint is always used"),
 ];
+
+/// Returns the directory of a file.
+pub(super) fn directory_of(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new(".")).to_owned()
+}
+
 pub(super) fn server(source: &mut SettingSource<'_>) -> ServerConfig {
     let server = ServerConfig {
         address: source.ip("metadata-bind-address"),

@@ -1,5 +1,7 @@
 //! What `rolegate redirect` is to do, by the flags that the daemon has.
 
+use std::path::Path;
+
 use clap::ArgMatches;
 
 use super::source::SettingSource;
@@ -64,6 +66,7 @@ impl RedirectCommand {
     pub(crate) fn from_source(action: Action, matches: &ArgMatches, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut source = SettingSource::new(matches, env);
         let mut redirect = read::redirect(&mut source, RedirectBackend::Auto);
+        redirect.proofs = source.text("handover-socket").map(|path| read::directory_of(Path::new(path.as_str())));
         redirect.pod_identity = PodIdentityConfig::read(&mut source).iter().flat_map(PodIdentityConfig::addresses_alone).collect();
         // A person or a hook gives them: what the daemon only warns of is a mistake here.
         for warning in source.take_warnings() {

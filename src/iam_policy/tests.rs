@@ -2,9 +2,10 @@
 
 use super::document::is_principal;
 use super::*;
+use crate::config::Restrictions;
 use crate::config::host_network::{HostNetworkConfig, HostNetworkMode};
 use crate::config::session::SessionTag;
-use crate::pods::{HostNetworkRules, OwnPodName, Pod, pods};
+use crate::pods::{HostNetworkRules, Namespace, OwnPodName, Pod, pods};
 use crate::policy::node::NodeIdentity;
 use crate::policy::{Policy, Rules};
 
@@ -26,10 +27,19 @@ fn rules(tags: &[SessionTag]) -> Rules {
 }
 
 fn uses(rules: &Rules, all: Vec<Pod>) -> RolesInUse {
+    counted(rules, &NodeIdentity::default(), all, Counted { default_role: rules.default_role.as_ref(), ..Counted::default() })
+}
+
+/// The namespace `shop` may have the role `web`, and no other namespace any role.
+fn counted(rules: &Rules, node: &NodeIdentity, all: Vec<Pod>, counted: Counted<'_>) -> RolesInUse {
     let (writer, pods) = pods();
-    writer.write(|index| index.reset(all));
-    let policy = Policy::new(rules.clone(), NodeIdentity::default()).unwrap();
-    RolesInUse::of(&pods, &policy, rules.default_role.as_ref())
+    writer.write(|index| {
+        index.reset(all);
+        for (name, list) in [("shop", Some(r#"["web"]"#.to_owned())), ("evil", None), ("books", None)] {
+            index.apply_namespace(Namespace { name: name.to_owned(), allowed_roles: list, permitted: None });
+        }
+    });
+    RolesInUse::of(&pods, &Policy::new(rules.clone(), node.clone()).unwrap(), counted)
 }
 
 fn settings() -> IamPolicySettings {
@@ -76,7 +86,7 @@ fn session_tags_are_conditions_of_trust_policies() {
     let settings = IamPolicySettings { has_tags: true, has_source_identity: true, ..settings() };
     let policies = IamPolicies::new(&uses(&rules, all), &settings);
     insta::assert_snapshot!(printed(&policies));
-    assert_eq!(reasons(&policies), Vec::<&str>::new());
+    assert_eq!(reasons(&policies), ["external-ids-differ", "several-external-ids"]);
 }
 
 #[test]
@@ -221,6 +231,107 @@ fn external_ids_are_required_only_if_all_pods_have_one() {
     assert_eq!(trust(vec![external, pod("shop", "b", "web", "web")]), (serde_json::Value::Null, vec!["external-ids-differ"]));
 }
 
+/// In audit mode, the daemon serves roles that the restrictions would refuse. A policy for them would be an author's of a pod.
+#[test]
+fn what_restrictions_would_refuse_is_left_out_in_audit_mode() {
+    let audit = Rules { restrictions: Restrictions::Audit, default_role: Some(arn("default")), ..rules(&[]) };
+    let target = Pod { target_role: Some("admin".to_owned()), ..pod("shop", "behind", "web", "web") };
+    let all = vec![
+        pod("shop", "web", "web", "web"),
+        pod("shop", "sly", "web", "admin"),
+        pod("evil", "sly", "x", "admin"),
+        Pod { role: None, ..pod("books", "plain", "x", "") },
+        target,
+    ];
+    let of = |with_audited| {
+        let how = Counted { default_role: audit.default_role.as_ref(), with_audited, ..Counted::default() };
+        IamPolicies::new(&counted(&audit, &NodeIdentity::default(), all.clone(), how), &settings())
+    };
+    let policies = of(false);
+    assert!(!printed(&policies).contains("admin"), "{}", printed(&policies));
+    assert_eq!(policies.trust.keys().collect::<Vec<_>>(), [arn("default").as_str(), arn("web").as_str()]);
+    assert_eq!(reasons(&policies), ["pods-left-out"; 3]);
+    let texts: Vec<_> = policies.warnings.iter().map(ToString::to_string).collect();
+    assert!(texts[0].contains("sly of namespace evil (no-namespace-list)") && texts[0].contains("--include-audited"), "{texts:?}");
+    assert!(texts.iter().any(|text| text.contains("sly of namespace shop (not-allowed-in-namespace)")), "{texts:?}");
+    let policies = of(true);
+    assert!(policies.trust.contains_key(arn("admin").as_str()));
+    // The role that assumes the target role is allowed to the namespace.
+    assert_eq!(reasons(&policies), ["unrestricted-role"]);
+    let text = policies.warnings[0].to_string();
+    assert!(text.contains(arn("admin").as_str()) && text.contains("the namespaces evil, shop "), "{text}");
+}
+
+/// The daemon refuses its own identities to pods: a policy that allows them would only serve an attacker on the node.
+#[test]
+fn the_daemons_own_roles_are_left_out() {
+    let target = |name: &str, target: &str| Pod { target_role: Some(target.to_owned()), ..pod("shop", name, "web", "web") };
+    let all = vec![
+        pod("shop", "fine", "web", "web"),
+        pod("evil", "nodes", "x", "nodes"),
+        pod("evil", "hub", "x", "hub"),
+        pod("evil", "in-path", "x", "other/hub"),
+        target("to-nodes", "nodes"),
+        target("to-hub", "hub"),
+        Pod { target_role: Some("web".to_owned()), ..pod("evil", "from-hub", "x", "hub") },
+    ];
+    let settings = IamPolicySettings { intermediate: Some(arn("cluster/hub")), ..settings() };
+    let uses = counted(&rules(&[]), &settings.identity(), all.clone(), Counted::default());
+    let policies = IamPolicies::new(&uses, &settings);
+    // The intermediate role itself trusts the nodes.
+    assert_eq!(policies.trust.keys().collect::<Vec<_>>(), [arn("cluster/hub").as_str(), arn("web").as_str()]);
+    assert_eq!(json(&policies.intermediate.as_ref().unwrap()[0])["Statement"][0]["Resource"], arn("web").as_str());
+    assert_eq!(json(&policies.node[0])["Statement"][0]["Resource"], arn("cluster/hub").as_str());
+    assert!(policies.chain.is_empty());
+    let texts: Vec<_> = policies.warnings.iter().map(ToString::to_string).collect();
+    assert!(texts.iter().all(|text| text.contains("(pods-left-out)") && text.contains("(node-role)")), "{texts:?}");
+    for name in ["hub", "in-path", "nodes", "from-hub", "to-nodes", "to-hub"] {
+        assert!(texts.iter().any(|text| text.contains(name)), "{name}: {texts:?}");
+    }
+    // As in the daemon, --allow-node-role allows it.
+    let allowed = Rules { allow_node_role: true, ..rules(&[]) };
+    let uses = counted(&allowed, &settings.identity(), all, Counted::default());
+    assert!(IamPolicies::new(&uses, &settings).trust.contains_key(arn("nodes").as_str()));
+}
+
+/// Without restrictions, whoever may create pods decides what the policies allow. Each role names all namespaces that ask for it.
+#[test]
+fn without_restrictions_the_namespaces_of_each_role_are_named() {
+    let mut of = rules(&[]);
+    of.default_role = Some(arn("default"));
+    let many = (0..30).map(|number| pod(&format!("team-{number:02}"), "web", "web", "web"));
+    let all = many.chain([pod("evil", "sly", "x", "admin"), Pod { role: None, ..pod("books", "plain", "x", "") }]).collect();
+    let how = Counted { default_role: of.default_role.as_ref(), is_unrestricted: true, ..Counted::default() };
+    let policies = IamPolicies::new(&counted(&of, &NodeIdentity::default(), all, how), &settings());
+    assert_eq!(reasons(&policies), ["unrestricted-role", "unrestricted-role"], "none for the operator's own default role");
+    let texts: Vec<_> = policies.warnings.iter().map(ToString::to_string).collect();
+    assert!(texts[0].contains(&format!("pods of namespace evil name the role {}, ", arn("admin"))), "{texts:?}");
+    assert!((0..30).all(|number| texts[1].contains(&format!("team-{number:02}"))), "{texts:?}");
+}
+
+/// A pod of another namespace needs no more than the role's name to make a trust policy accept requests without an external ID, or with
+/// one of its author's.
+#[test]
+fn external_ids_of_other_namespaces_are_named() {
+    let with_id = |namespace: &str, id: &str| Pod { external_id: Some(id.to_owned()), ..pod(namespace, "a", "web", "web") };
+    let warnings = |tags: &[SessionTag], other: Pod| {
+        let settings = IamPolicySettings { has_tags: !tags.is_empty(), ..settings() };
+        let policies = IamPolicies::new(&uses(&rules(tags), vec![with_id("shop", "ours"), other]), &settings);
+        policies.warnings.iter().map(|warning| (warning.reason, warning.to_string())).collect::<Vec<_>>()
+    };
+    for tags in [&[][..], &PER_NAMESPACE] {
+        let [(reason, text)] = &warnings(tags, pod("evil", "b", "web", "web"))[..] else { panic!("not exactly one") };
+        assert!(*reason == "external-ids-differ" && text.contains("pods of namespace evil have none"), "{text}");
+        let [(reason, text)] = &warnings(tags, with_id("evil", "mine"))[..] else { panic!("not exactly one") };
+        assert!(*reason == "several-external-ids" && text.contains("evil") && text.contains("shop"), "{text}");
+        assert!(!text.contains("mine") && !text.contains("ours"), "the log of a pipeline needs no external IDs: {text}");
+        assert_eq!(warnings(tags, with_id("evil", "ours")), []);
+    }
+    // As a target role, it is assumed by another role, without an external ID.
+    let target = Pod { target_role: Some("web".to_owned()), ..pod("evil", "b", "web", "other") };
+    assert_eq!(warnings(&[], target).iter().map(|(reason, _)| *reason).collect::<Vec<_>>(), ["external-ids-differ"]);
+}
+
 #[test]
 fn pods_in_the_host_network_count_if_they_are_served() {
     let config = HostNetworkConfig { pods: HostNetworkMode::Serve, exempt: Vec::new() };
@@ -230,7 +341,7 @@ fn pods_in_the_host_network_count_if_they_are_served() {
         index.reset([Pod { host_network: true, ..pod("shop", "agent", "web", "web") }]);
     });
     let policy = Policy::new(rules(&[]), NodeIdentity::default()).unwrap();
-    let uses = RolesInUse::of(&pods, &policy, None);
+    let uses = RolesInUse::of(&pods, &policy, Counted::default());
     assert_eq!(uses.direct.keys().collect::<Vec<_>>(), [arn("web").as_str()]);
     assert!(uses.unresolved.is_empty());
 }

@@ -25,7 +25,11 @@ pub(super) fn policies(
     let caller = settings.intermediate.as_ref().or(settings.node_role.as_ref());
     if settings.node_role.is_none() {
         let of = if settings.intermediate.is_some() { "the trust policy of the intermediate role is" } else { "trust policies are" };
-        warnings.push(PolicyWarning::new("no-node-role", format!("{of} left out: give --node-role, the role that the nodes have")));
+        let text = format!(
+            "{of} left out, and pods that name the role of the nodes are not: give --node-role, the role that the nodes have, which the \
+             daemon refuses to pods"
+        );
+        warnings.push(PolicyWarning::new("no-node-role", text));
     }
     if let (Some(intermediate), Some(node)) = (&settings.intermediate, &settings.node_role) {
         trusts.allow(intermediate.as_str(), node, "Nodes", &Conditions::new());
@@ -79,12 +83,6 @@ impl Trusts<'_> {
             return;
         }
         for (group, users) in &users.groups {
-            if users.external_ids.len() > 1 && users.external_ids.contains(&None) {
-                warnings.push(PolicyWarning::new(
-                    "external-ids-differ",
-                    format!("some pods with the role {arn} have an external ID, and some have none: the trust policy requires none"),
-                ));
-            }
             self.allow(arn, caller, sid, &conditions(group, users));
         }
         // These actions allow nothing without AssumeRole. They have no condition, because the condition keys of AssumeRole are not

@@ -18,6 +18,7 @@ mod passed;
 mod pins;
 mod records;
 mod sockopt;
+mod turn;
 pub mod uplinks;
 
 pub use attach::Scope;

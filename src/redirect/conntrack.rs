@@ -6,8 +6,8 @@
 //! connection. Once its entry is deleted, its next packet is evaluated as a first packet, and the client learns at once that it
 //! has to reconnect.
 //!
-//! A pod can open tens of thousands of connections, each with an entry of its own. Entries are therefore deleted by source and
-//! responder, however many there are, within one deadline: the rules are not reconciled until the deletion ends.
+//! A pod can open tens of thousands of connections, each with an entry of its own. Entries are therefore read one by one, and deleted by
+//! source and responder, however many there are, within one deadline: the rules are not reconciled until the deletion ends.
 //!
 //! Facts: conntrack(8). It exits with 1 if there was nothing to delete.
 
@@ -17,13 +17,16 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::program::run;
+use super::program::each_line;
 use super::rules::{Family, RuleSet, Targets};
 use super::{RedirectError, interface_addresses};
 
 const CONNTRACK: &str = "conntrack";
 /// The deadline for the whole deletion.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// The most commands of one family. No more of them run within the deadline, and a pod that forges source addresses could make any number
+/// necessary.
+const MOST: usize = 10_000;
 /// The program's message if there is nothing to delete.
 const NOTHING: &str = "0 flow entries have been deleted";
 
@@ -66,46 +69,54 @@ pub async fn forget_earlier(rules: &RuleSet) -> Result<u64, RedirectError> {
     let mut forgotten = 0;
     for family in Family::ALL {
         let metadata = family.metadata().to_string();
-        let listed = conntrack(&["-L", "-f", name(family), "--orig-dst", &metadata], deadline, forgotten).await?;
-        let mut found = earlier(&listed, targets, &own);
+        let mut found = BTreeSet::new();
+        let keep = |found: &mut BTreeSet<Earlier>, entry: Option<Earlier>| {
+            if found.len() < MOST {
+                found.extend(entry);
+            }
+        };
+        let listing = ["-L", "-f", name(family), "--orig-dst", &metadata];
+        conntrack(&listing, deadline, forgotten, |line| keep(&mut found, earlier(line, targets, &own))).await?;
         for daemon in rules.kept_addresses().into_iter().filter(|address| Family::of(address.ip()) == family) {
             let (ip, port) = (daemon.ip().to_string(), daemon.port().to_string());
-            let arguments = ["-L", "-f", name(family), "-p", "tcp", "--orig-dst", &ip, "--orig-port-dst", &port];
-            found.extend(redirected(&conntrack(&arguments, deadline, forgotten).await?, daemon));
+            let listing = ["-L", "-f", name(family), "-p", "tcp", "--orig-dst", &ip, "--orig-port-dst", &port];
+            conntrack(&listing, deadline, forgotten, |line| keep(&mut found, redirected(line, daemon))).await?;
         }
+        let is_cut = found.len() >= MOST;
         for earlier in found {
             forgotten += earlier.delete(family, deadline, forgotten).await?;
+        }
+        if is_cut {
+            return Err(RedirectError::ConntrackSlow { deadline: DEADLINE, forgotten });
         }
     }
     Ok(forgotten)
 }
 
-/// Returns the entries of a listing that are to be deleted.
-fn earlier(listed: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> BTreeSet<Earlier> {
+/// Returns what is to be deleted because of an entry of a listing.
+fn earlier(line: &str, targets: Targets, own: &BTreeSet<IpAddr>) -> Option<Earlier> {
     let is_target = |ip: IpAddr| {
         targets.ipv4.is_some_and(|ipv4| ip == IpAddr::V4(*ipv4.ip())) || targets.ipv6.is_some_and(|ipv6| ip == IpAddr::V6(*ipv6.ip()))
     };
-    let entries = listed.lines().filter_map(ConntrackEntry::read).filter(|entry| entry.is_earlier(targets, own));
-    let earlier = entries.map(|ConntrackEntry { protocol, source, destination, answers }| {
+    let entry = ConntrackEntry::read(line).filter(|entry| entry.is_earlier(targets, own));
+    entry.map(|ConntrackEntry { protocol, source, destination, answers }| {
         let port = is_target(answers.ip()).then_some(answers.port());
         Earlier { protocol, source, destination: destination.ip(), answers: answers.ip(), opened_to: None, port }
-    });
-    earlier.collect()
+    })
 }
 
-/// Returns the entries of a listing that were opened to the daemon and lead elsewhere.
-fn redirected(listed: &str, daemon: SocketAddr) -> BTreeSet<Earlier> {
-    let entries = listed.lines().filter_map(ConntrackEntry::read);
-    let redirected = entries.filter(|entry| entry.protocol == "tcp" && entry.destination == daemon && entry.answers != daemon);
-    let redirected = redirected.map(|ConntrackEntry { protocol, source, destination, answers }| Earlier {
+/// Returns what is to be deleted because of an entry of a listing that was opened to the daemon and leads elsewhere.
+fn redirected(line: &str, daemon: SocketAddr) -> Option<Earlier> {
+    let entry =
+        ConntrackEntry::read(line).filter(|entry| entry.protocol == "tcp" && entry.destination == daemon && entry.answers != daemon);
+    entry.map(|ConntrackEntry { protocol, source, destination, answers }| Earlier {
         protocol,
         source,
         destination: destination.ip(),
         answers: answers.ip(),
         opened_to: Some(destination.port()),
         port: Some(answers.port()),
-    });
-    redirected.collect()
+    })
 }
 
 impl ConntrackEntry {
@@ -138,9 +149,11 @@ impl Earlier {
         arguments.extend(opened_to.iter().flat_map(|port| ["--orig-port-dst", port.as_str()]));
         arguments.extend(["--reply-src", &answers]);
         arguments.extend(port.iter().flat_map(|port| ["--reply-port-src", port.as_str()]));
-        match conntrack(&arguments, deadline, before).await {
-            // conntrack prints each entry that it deletes.
-            Ok(deleted) => Ok(deleted.lines().filter(|line| ConntrackEntry::read(line).is_some()).count() as u64),
+        let mut deleted = 0;
+        // conntrack prints each entry that it deletes.
+        let count = |line: &str| deleted += u64::from(ConntrackEntry::read(line).is_some());
+        match conntrack(&arguments, deadline, before, count).await {
+            Ok(()) => Ok(deleted),
             // The connection ended by itself.
             Err(RedirectError::Failed { message, .. }) if message.contains(NOTHING) => Ok(0),
             Err(error) => Err(error),
@@ -155,8 +168,8 @@ const fn name(family: Family) -> &'static str {
     }
 }
 
-async fn conntrack(arguments: &[&str], deadline: Instant, forgotten: u64) -> Result<String, RedirectError> {
-    let ran = timeout_at(deadline, run(CONNTRACK, arguments, "")).await;
+async fn conntrack(arguments: &[&str], deadline: Instant, forgotten: u64, see: impl FnMut(&str) + Send) -> Result<(), RedirectError> {
+    let ran = timeout_at(deadline, each_line(CONNTRACK, arguments, see)).await;
     ran.unwrap_or(Err(RedirectError::ConntrackSlow { deadline: DEADLINE, forgotten })).map_err(|error| match error {
         RedirectError::Program { source, .. } => RedirectError::Conntrack { source },
         error => error,
@@ -231,7 +244,7 @@ mod tests {
         for answers in ["10.0.0.1 dst=10.1.0.2 sport=8181", "10.0.0.1 dst=10.1.0.2 sport=8282", "169.254.169.254 dst=10.1.0.2 sport=80"] {
             listed += &format!("tcp 6 9 ESTABLISHED src=10.1.0.2 dst=169.254.169.254 sport=4 dport=80 src={answers} dport=4 use=1\n");
         }
-        let found = earlier(&listed, targets(), &BTreeSet::new());
+        let found: BTreeSet<_> = listed.lines().filter_map(|line| earlier(line, targets(), &BTreeSet::new())).collect();
         let said: Vec<_> = found.iter().map(|one| (one.protocol, one.answers.to_string(), one.port)).collect();
         let [service, daemon] = ["169.254.169.254", "10.0.0.1"].map(str::to_owned);
         assert_eq!(said, [("tcp", daemon, Some(8282)), ("tcp", service.clone(), None), ("udp", service, None)]);
@@ -248,7 +261,7 @@ mod tests {
         let served =
             "tcp 6 9 ESTABLISHED src=10.1.0.3 dst=10.0.0.1 sport=4 dport=8181 src=10.0.0.1 dst=10.1.0.3 sport=8181 dport=4 use=1\n";
         let listed = entry(8181, "10.42.0.7") + served + &entry(8182, "10.42.0.7");
-        let found: Vec<_> = redirected(&listed, daemon).into_iter().collect();
+        let found: Vec<_> = listed.lines().filter_map(|line| redirected(line, daemon)).collect();
         let said = found.iter().map(|one| (one.source.to_string(), one.answers.to_string(), one.opened_to, one.port));
         assert_eq!(said.collect::<Vec<_>>(), [("10.1.0.2".to_owned(), "10.42.0.7".to_owned(), Some(8181), Some(8080))]);
     }

@@ -25,6 +25,7 @@ use tracing::warn;
 
 use self::chains::{Chain, ChainPosition, KernelTable, ORDER};
 use self::listing::{Difference, IptablesListing};
+pub(super) use self::read::INCOMPATIBLE;
 pub use self::read::Iptables;
 use self::read::ReadScope;
 use super::observed::ObservedRules;
@@ -189,6 +190,10 @@ impl Iptables {
         let programs = program::of(self.flavour, family);
         let mut said = Vec::new();
         let mut refused = None;
+        // Without our chains, nothing jumps to them.
+        if !self.has_chains(family).await? {
+            return Ok(said);
+        }
         for _attempt in 0..ATTEMPTS {
             let present = self.list_all(family).await?;
             let remains: Vec<_> = ChainPosition::all().into_iter().flat_map(|place| present.remains(place)).collect();

@@ -10,10 +10,11 @@ use std::time::Duration;
 use tracing::debug;
 
 use super::RedirectError;
+use super::iptables::INCOMPATIBLE;
 use super::iptables::chains::KernelTable;
 use super::iptables::listing::{IptablesListing, canonical, same};
 use super::iptables::program::{self, Flavour};
-use super::program::run;
+use super::program::{run, search_lines};
 use super::rules::Family;
 use crate::advice::chain;
 use crate::metadata_service::{METADATA_IPV4, METADATA_PORT};
@@ -35,19 +36,21 @@ pub struct LeftOver {
 /// not permitted, is skipped.
 ///
 /// # Errors
-/// If neither flavour's tables can be read.
+/// If neither flavour's tables can be read, or if those of one are too large to be searched and the other has none of these rules.
 pub async fn find() -> Result<Vec<LeftOver>, RedirectError> {
     let mut found = Vec::new();
     let mut failures = Vec::new();
     for flavour in Flavour::ALL {
-        let programs = program::of(Some(flavour), Family::V4);
-        match run(programs.save, &[] as &[&str], "").await {
-            Ok(text) => found.extend(IptablesListing::parse(&text).chain(KernelTable::Nat, "PREROUTING").filter_map(|rule| {
-                Some(LeftOver { flavour, program: programs.iptables, target: target(&rule.words)?, rule: rule.words.clone() })
-            })),
+        let program = program::of(Some(flavour), Family::V4).iptables;
+        match prerouting(flavour).await {
+            Ok(listing) => found.extend(
+                listing
+                    .chain(KernelTable::Nat, "PREROUTING")
+                    .filter_map(|rule| Some(LeftOver { flavour, program, target: target(&rule.words)?, rule: rule.words.clone() })),
+            ),
             Err(error) => {
                 debug!(
-                    program = programs.save,
+                    program,
                     error = chain(&error),
                     "cannot read the rules of kube2iam and kiam with one iptables variant (legacy or nf_tables); skipping it"
                 );
@@ -55,9 +58,33 @@ pub async fn find() -> Result<Vec<LeftOver>, RedirectError> {
             }
         }
     }
+    let is_doubtful = |error: &RedirectError| matches!(error, RedirectError::TooLarge { .. });
+    match failures.iter().position(is_doubtful) {
+        Some(at) if found.is_empty() => return Err(failures.swap_remove(at)),
+        _ => {}
+    }
     match failures.pop() {
         Some(error) if failures.len() + 1 == Flavour::ALL.len() => Err(error),
         _ => Ok(found),
+    }
+}
+
+/// Lists PREROUTING of the table `nat`. Every other chain may have any number of rules.
+async fn prerouting(flavour: Flavour) -> Result<IptablesListing, RedirectError> {
+    let programs = program::of(Some(flavour), Family::V4);
+    let is_of_chain = |line: &str| line.starts_with("-A PREROUTING ");
+    match flavour {
+        Flavour::Nft => match search_lines(programs.iptables, &["-t", "nat", "-S", "PREROUTING"], is_of_chain).await {
+            Ok(text) => Ok(IptablesListing::of_chain(KernelTable::Nat, &text)),
+            // kube2iam and kiam do not make rules that iptables cannot read.
+            Err(RedirectError::Failed { message, .. }) if message.contains(INCOMPATIBLE) => Ok(IptablesListing::default()),
+            Err(error) => Err(error),
+        },
+        // Asked for a chain, the legacy flavour creates its table.
+        Flavour::Legacy => {
+            let is_wanted = |line: &str| line.starts_with('*') || is_of_chain(line);
+            Ok(IptablesListing::parse(&search_lines(programs.save, &[] as &[&str], is_wanted).await?))
+        }
     }
 }
 

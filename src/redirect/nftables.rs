@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 pub use self::chains::{DESTINATION_NAT, OUR_NAT, TABLE};
 use self::listing::NftListing;
 use super::observed::ObservedRules;
-use super::program::run;
+use super::program::{run, search};
 use super::rules::RuleSet;
 use super::{Backend, RedirectError};
 
@@ -87,7 +87,7 @@ pub async fn try_out(rules: &RuleSet) -> Result<(), RedirectError> {
 /// chain. They are not reported as differences, because rolegate must not change them; connections that they redirect do not
 /// reach the daemon. Empty if the program cannot list them.
 pub async fn ahead_of(priority: i32) -> Vec<String> {
-    match run(NFT, &["-j", "list", "chains"], "").await {
+    match search(NFT, &["-j", "list", "chains"]).await {
         Ok(json) => listing::nat_ahead_of(&json, priority),
         Err(_) => Vec::new(),
     }

@@ -96,9 +96,10 @@ pub fn tell(wanted: &RuleSet, seen: &NodeObservation) -> StatusReport {
         Some((backend, Err(reason))) => lines.push(format!("cannot check {backend} for rules of rolegate: {reason}")),
         _ => {}
     }
-    let ForeignRedirects { own_requests, to_daemon } = &seen.foreign;
+    let ForeignRedirects { own_requests, to_daemon, unsearched } = &seen.foreign;
     lines.extend(own_requests.iter().map(|redirect| format!("another program redirects the node's own metadata requests: {redirect}")));
     lines.extend(to_daemon.iter().map(|redirect| format!("another program redirects connections to the daemon: {redirect}")));
+    lines.extend(unsearched.iter().map(|one| format!("cannot search {} for redirects by other programs: {}", one.what, one.error)));
     match &seen.legacy_rules {
         Ok(left) => {
             lines.extend(
@@ -213,6 +214,7 @@ fn parts(observed: &ObservedRules) -> String {
 #[allow(clippy::unwrap_used, reason = "a test says loudly what failed")]
 mod tests {
     use super::*;
+    use crate::redirect::foreign::Unsearched;
     use crate::redirect::rules::{DirectConnections, Targets};
 
     fn full() -> RuleSet {
@@ -283,7 +285,13 @@ mod tests {
         };
         let legacy_rules = NodeObservation { legacy_rules: Ok(vec!["iptables-nft: -A PREROUTING x".to_owned()]), ..seen() };
         let redirects = |rule: &str| vec![format!("iptables-nft-save: {rule}")];
-        let of_others = ForeignRedirects { own_requests: redirects("-A OUTPUT x"), to_daemon: redirects("-A PREROUTING y") };
+        let of_others = ForeignRedirects {
+            own_requests: redirects("-A OUTPUT x"),
+            to_daemon: redirects("-A PREROUTING y"),
+            ..ForeignRedirects::default()
+        };
+        let unsearched = Unsearched { what: "nft, table ip x".to_owned(), reason: "too-large", error: "it is too large".to_owned() };
+        let of_others = ForeignRedirects { unsearched: vec![unsearched], ..of_others };
         let foreign = NodeObservation { foreign: of_others, ..seen() };
         let routing = |routing| NodeObservation { routing, ..seen() };
         let excluded = routing(RoutingObservation { wanted: false, ..seen().routing });

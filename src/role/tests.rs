@@ -149,6 +149,14 @@ fn an_identity_is_a_session_of_its_role_regardless_of_path() {
 }
 
 #[test]
+fn the_session_of_a_role_is_what_sts_would_name() {
+    let role: RoleArn = "arn:aws-cn:iam::111122223333:role/cluster/a/nodes".parse().unwrap();
+    let session = role.session("i-0f1e");
+    assert_eq!("arn:aws-cn:sts::111122223333:assumed-role/nodes/i-0f1e".parse(), Ok(session.clone()));
+    assert!(session.is_session_of(&role));
+}
+
+#[test]
 fn a_text_that_is_no_identity_is_refused() {
     use ParseError::*;
     for (text, error) in [

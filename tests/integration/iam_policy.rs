@@ -58,14 +58,40 @@ impl Cluster {
 fn roles_of_all_nodes_or_of_one_are_found() {
     let cluster = Cluster::new();
     let (roles, error) = cluster.roles(&[]);
-    assert_eq!((roles, error.as_str()), (vec![arn("api"), arn("waiting"), arn("web")], ""));
+    assert_eq!(roles, [arn("api"), arn("waiting"), arn("web")]);
+    let unrestricted: Vec<_> = error.lines().collect();
+    assert!(unrestricted.len() == 3 && unrestricted.iter().all(|line| line.contains("(unrestricted-role)")), "{error}");
+    assert!(unrestricted[0].contains("namespace books") && unrestricted[0].contains(&arn("api")), "{error}");
     assert_eq!(cluster.roles(&["--node=node-2"]).0, [arn("api")]);
     assert_eq!(cluster.roles(&["--service-account-roles"]).0, [arn("api"), arn("from-account"), arn("waiting"), arn("web")]);
     let (roles, error) = cluster.roles(&["--service-account-roles", "--namespace-restrictions"]);
     assert_eq!(roles, [arn("from-account"), arn("waiting"), arn("web")]);
     assert!(error.contains("api of namespace books (not-allowed-in-namespace)"), "{error}");
+    assert!(!error.contains("unrestricted-role"), "{error}");
+    let audit = ["--service-account-roles", "--namespace-restrictions=audit"];
+    let (roles, error) = cluster.roles(&audit);
+    assert_eq!(roles, [arn("from-account"), arn("waiting"), arn("web")], "what the restrictions would refuse is no grant");
+    assert!(error.contains("api of namespace books (not-allowed-in-namespace)") && error.contains("--include-audited"), "{error}");
+    let (roles, error) = cluster.roles(&[&audit[..], &["--include-audited"]].concat());
+    assert_eq!(roles, [arn("api"), arn("from-account"), arn("waiting"), arn("web")]);
+    assert!(error.lines().count() == 1 && error.contains("(unrestricted-role)") && error.contains(&arn("api")), "{error}");
     assert_eq!(cluster.roles(&["--allowed-roles=w*"]).0, [arn("waiting"), arn("web")]);
     assert_eq!(cluster.roles(&["--node=node-2", "--default-role=fallback"]).0, [arn("api"), arn("fallback")]);
+}
+
+/// The daemon refuses its own role and the intermediate role to pods.
+#[test]
+fn the_daemons_own_roles_are_left_out() {
+    let cluster = Cluster::new();
+    let (roles, error) = cluster.roles(&[&format!("--assume-role-arn={}", arn("api"))]);
+    assert_eq!(roles, [arn("api"), arn("waiting"), arn("web")]);
+    assert!(error.contains("api of namespace books (node-role)"), "{error}");
+    let (code, text, error) = cluster.run(&[BASE, &format!("--node-role={}", arn("web"))]);
+    let policies: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, policies["trust"].get(arn("web"))), (0, None));
+    assert!(error.contains("web of namespace shop (node-role)"), "{error}");
+    let (code, _, error) = cluster.run(&[BASE, "--prefix"]);
+    assert!(code == 2 && error.contains("--prefix requires --node-role"), "{error}");
 }
 
 #[test]

@@ -18,8 +18,8 @@ use crate::kinds::{Kind, on_node};
 
 /// The path of the script in the unit and the user data.
 const INSTALLED: &str = "/usr/local/sbin/rolegate-guard";
-/// The share of EC2's limit on user data (before encoding) that may be used, because the cluster needs most of it.
-const USER_DATA_SHARE: usize = 16 * 1024 / 2;
+/// The share of EC2's limit on user data (16 KiB before encoding) that may be used, because the cluster needs some of it as well.
+const USER_DATA_SHARE: usize = 9 * 1024;
 /// The number of clients in a pod at the same time.
 const CLIENTS_OF_POD: usize = 3;
 /// How many times a client is served before it stops.

@@ -6,6 +6,7 @@ mod attacks;
 mod bed;
 mod closed;
 mod identity;
+mod impostors;
 mod load;
 mod local_redirect;
 mod others;

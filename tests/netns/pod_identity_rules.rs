@@ -283,6 +283,61 @@ fn the_boot_guard_keeps_requests_on_the_node() {
     }
 }
 
+/// The script runs again when nftables or firewalld is reloaded, and on a node whose rules something else left alone.
+#[test]
+fn the_boot_guard_keeps_the_rules_of_pod_identity() {
+    for kind in Kind::all() {
+        let Some(bed) = Bed::new() else { return };
+        let (web, impostor) = (bed.pod("web", "veth"), Impostor::new(&bed));
+        let connect = |from: &Netns| targets().map(|to| from.connect(to, DROP_TIMEOUT).map(drop).map_err(|error| error.kind()));
+        let file = |name: &str| shipped(name).display().to_string();
+        let load = |name: &str, rules: &str| match kind.name {
+            "nft" => format!("nft -f {}", file(&format!("{name}.nft"))),
+            flavour => ["iptables", "ip6tables"]
+                .map(|program| {
+                    let (program, rules) = (
+                        flavour.replacen("iptables", program, 1),
+                        format!("{name}{}.rules", if program == "iptables" { "" } else { rules }),
+                    );
+                    format!("{program}-restore --noflush -w 60 {}", file(&rules))
+                })
+                .join(" && "),
+        };
+        for name in ["guard-pod-identity", "rolegate-pod-identity"] {
+            bed.node.ns().sh(kind.flush).unwrap();
+            bed.node.ns().sh(&load(name, "6")).unwrap();
+            let mut listed = Vec::new();
+            for time in 0..3 {
+                if time > 0 {
+                    let output = guard(&bed, kind.path());
+                    assert!(output.status.success() && output.stderr.is_empty(), "{} {name}: {output:?}", kind.name);
+                    listed.push(rules_without_counters(&bed, &kind));
+                }
+                assert_eq!(connect(&web), [Err(ErrorKind::ConnectionRefused); 4], "{} {name} {time}", kind.name);
+                assert!(connect(bed.node.ns()).iter().all(Result::is_err), "{} {name} {time}", kind.name);
+                assert_eq!(impostor.connections(), 0, "{} {name} {time}", kind.name);
+            }
+            assert_eq!(listed[0], listed[1], "{} {name}: nothing is doubled", kind.name);
+        }
+        // It keeps only what rejects or drops.
+        if kind.name == "nft" {
+            bed.node.ns().sh("nft insert rule inet rolegate guard ip daddr 169.254.0.0/16 accept").unwrap();
+            assert!(guard(&bed, kind.path()).status.success());
+            let rules = bed.node.ns().sh("nft list chain inet rolegate guard").unwrap();
+            assert!(!rules.contains("169.254.0.0/16") && rules.contains("169.254.170.23"), "{rules}");
+        }
+        let _daemon = bed.start(&setup(&bed, &kind));
+        assert_served(&bed, &web, ADDRESSES[0], &token(&bed, "web"), web.role());
+        assert_eq!(impostor.connections(), 0, "{}", kind.name);
+    }
+}
+
+fn rules_without_counters(bed: &Bed, kind: &Kind) -> String {
+    let rules = bed.node.ns().sh(kind.list).unwrap();
+    let words = rules.split_whitespace().filter(|word| word.parse::<u64>().is_err());
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// Makes this host send packets for the node's loopback address to the node, as an attacker on its network can.
 fn route_loopback(from: &Netns) {
     let script = format!(

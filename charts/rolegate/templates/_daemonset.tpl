@@ -272,14 +272,18 @@ readinessProbe:
 {{- define "rolegate.uninstall" -}}
 {{- $values := .root.Values }}
 initContainers:
-  {{- /* It refuses while a daemon runs on the node, and is started again until that has ended. It needs only NET_ADMIN. */}}
+  {{- /* It refuses while a daemon runs on the node, and is started again until that has ended. With this flag, a process that only poses as a
+         daemon does not count. It needs only NET_ADMIN. */}}
   - name: redirect-remove
     image: {{ include "rolegate.image" .root }}
     {{- with $values.image.pullPolicy }}
     imagePullPolicy: {{ . }}
     {{- end }}
-    args: [redirect, remove]
+    args: [redirect, remove, --handover-socket=/run/rolegate/handover]
     volumeMounts:
+      - name: state
+        mountPath: /run/rolegate
+        readOnly: true
       - name: bpf
         mountPath: /sys/fs/bpf
     securityContext:
@@ -298,6 +302,10 @@ containers:
     securityContext:
       {{- toYaml (set (deepCopy .securityContext) "capabilities" (dict "drop" (list "ALL"))) | nindent 6 }}
 volumes:
+  - name: state
+    hostPath:
+      path: {{ $values.stateDirectory }}
+      type: DirectoryOrCreate
   - name: bpf
     hostPath:
       path: /sys/fs/bpf

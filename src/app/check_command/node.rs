@@ -80,6 +80,7 @@ async fn rules(config: &Config, self_test: Ability) -> (Vec<CheckItem>, Option<b
     checks.push(node::packet_rules(&status, seen.daemon));
     checks.extend(node::leftovers(&leftovers));
     checks.extend(node::redirects_of_own_requests(&foreign.own_requests));
+    checks.extend(foreign.unsearched.iter().map(node::unsearched_rules));
     if !wanted.kept_addresses().is_empty() {
         checks.extend(node::redirects_of_daemon_connections(&foreign.to_daemon));
     }

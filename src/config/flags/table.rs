@@ -275,8 +275,9 @@ pub(super) const SERVING: &[Flag] = &[
         "handover-socket",
         "PATH",
         "",
-        "Unix socket, in a directory of the node, through which a daemon hands its listening socket to the next one; \
-         other processes of the same user can then bind the app port as well (SO_REUSEPORT)",
+        "Unix socket, in a directory of the node that only root may write to, through which a daemon hands its \
+         listening socket to the next one; daemons also prove there that they run; other processes of the same user \
+         can then bind the app port as well (SO_REUSEPORT)",
     ),
     value("probe-socket", "PATH", "", "Unix socket, in a directory of the pod, on which this daemon answers rolegate probe"),
     value(
@@ -478,6 +479,11 @@ const IAM_POLICY: &[Flag] = &[
         "prefix",
         "Allow the nodes' role all roles of each path in use, such as role/pods/*, instead of each role; roles without a path are \
          allowed one by one in any case",
+    ),
+    switch(
+        "include-audited",
+        "With --namespace-restrictions=audit: also include the roles that enforced restrictions would refuse; whoever may create pods \
+         chose them",
     ),
 ];
 

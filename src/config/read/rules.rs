@@ -72,6 +72,7 @@ pub(in crate::config) fn redirect(source: &mut SettingSource<'_>, default: Redir
         routing_rules,
         bpf,
         pod_identity: BTreeSet::new(),
+        proofs: None,
     }
 }
 

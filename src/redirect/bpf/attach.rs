@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::maps::{HashMap, Map, MapData, MapType};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -23,7 +24,9 @@ use super::passed::Passed;
 use super::pins::{EXIT_GUARD, LINK, MARK_SOCKET, check_file_system, guard_pin, names, remove_versions, removed};
 use super::records::{Exemptions, Records};
 use super::sockopt;
+use super::turn::ProgramTurn;
 use crate::config::InterfaceMatch;
+use crate::redirect::ownership::Ownership;
 
 /// The compiled programs. `scripts/build-bpf` makes them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("programs.o");
@@ -111,6 +114,12 @@ impl Programs {
         Ok((Self { directory, ebpf, config, numbers }, maps))
     }
 
+    /// Returns which daemon decides about the programs.
+    pub(super) fn turn(&self, ownership: Option<Arc<Ownership>>) -> ProgramTurn {
+        let number = self.numbers.get(MARK_SOCKET).copied().unwrap_or_default();
+        ProgramTurn::new(ownership, self.directory.join(format!("{LINK}{MARK_SOCKET}")), number)
+    }
+
     /// Returns a check of the exit guard on the interfaces that `interfaces` chooses.
     pub(super) fn exit_guard_check(&mut self, interfaces: &[InterfaceMatch]) -> Result<ExitGuardCheck, BpfError> {
         let scratch = self.directory.join(format!("{NEXT}{EXIT_GUARD}"));
@@ -156,6 +165,24 @@ impl Programs {
                     Ok(()) => attached.push(format!("{EXIT_GUARD} on {interface}")),
                     Err(error) => failure = failure.or(Some(error)),
                 }
+            }
+        }
+        failure.map_or(Ok(attached), Err)
+    }
+
+    /// Attaches the exit guard to those of these interfaces that have none, of whichever daemon, and returns what was done. Those of another
+    /// daemon stay.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub(super) fn attach_beside(&mut self, uplinks: &BTreeMap<u32, String>) -> Result<Vec<String>, BpfError> {
+        let (mut attached, mut failure) = (Vec::new(), None);
+        let links = self.links(true)?;
+        let is_guarded = |index: u32| links.get(&guard_pin(index)).is_some_and(|link| link.target == Some(u64::from(index)));
+        for (index, interface) in uplinks.iter().filter(|(index, _)| !is_guarded(**index)) {
+            match self.attach_to_interface(interface).and_then(|link| self.pin(link, &guard_pin(*index))) {
+                Ok(()) => attached.push(format!("{EXIT_GUARD} on {interface}")),
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
         failure.map_or(Ok(attached), Err)

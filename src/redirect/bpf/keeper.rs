@@ -1,7 +1,8 @@
 //! Keeps the programs attached and configured, on the pods' control group and on the node's interfaces.
 //!
 //! Like the packet rules, they are compared on an interval, and soon after interfaces or routes have changed. The daemon that was started
-//! last owns them, as it owns the packet rules; an earlier one takes them over again when that has ended.
+//! last owns them, as it owns the packet rules; an earlier one takes them over again when that has ended. Until then, it configures and
+//! removes nothing, and attaches the exit guard where there is none: a guard that runs twice does no harm.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -23,6 +24,7 @@ use super::error::BpfError;
 use super::exit_check::ExitGuardCheck;
 use super::host_network;
 use super::layout::{BpfTargets, ProgramConfig};
+use super::turn::ProgramTurn;
 use super::uplinks::NodeInterfaces;
 use crate::advice::{Advise as _, chain};
 use crate::cgroup::RedirectPrograms;
@@ -67,6 +69,7 @@ pub struct Keeper {
     environment: KeeperEnvironment,
     programs: Programs,
     maps: DaemonMaps,
+    turn: ProgramTurn,
     pods: PodsCgroup,
     host_network: u64,
     /// Where connections are redirected, once this daemon knows it. Before, those of the daemon before stay.
@@ -92,6 +95,7 @@ impl Keeper {
     pub fn start(settings: BpfConfig, scope: Scope, environment: KeeperEnvironment) -> Result<Self, BpfError> {
         let pods = PodsCgroup::find(settings.cgroup.as_deref())?;
         let (programs, maps) = Programs::load(&settings.pins)?;
+        let turn = programs.turn(environment.turn.clone());
         let host_network = host_network::cookie().unwrap_or_else(|error| {
             debug!(error = chain(&error), "assuming that the network of this process is the initial one");
             0
@@ -103,6 +107,7 @@ impl Keeper {
             environment,
             programs,
             maps,
+            turn,
             pods,
             host_network,
             targets: None,
@@ -113,7 +118,7 @@ impl Keeper {
             waiting: None,
             failure: None,
         };
-        keeper.maps.exemptions.take_turns(keeper.environment.turn.clone());
+        keeper.maps.exemptions.take_turns(keeper.turn.clone());
         keeper.exempt_own(&keeper.pods)?;
         keeper.clear_exemptions()?;
         let attached = keeper.settle(true)?;
@@ -236,12 +241,13 @@ impl Keeper {
     /// Compares the programs once, and repairs them.
     fn check(&mut self, is_thorough: bool) {
         (self.compared_at, self.due) = (Instant::now(), None);
-        let is_succeeded = self.environment.turn.as_ref().is_some_and(|turn| turn.is_succeeded().unwrap_or(false));
-        if is_succeeded {
-            self.is_right();
-            return self.observed(RuleState::AnotherDaemons);
-        }
-        match self.settle(is_thorough).and_then(|attached| self.tidy().map(|()| attached)) {
+        let is_succeeded = self.turn.is_succeeded();
+        let settled = match is_succeeded {
+            // Both daemons may attach to a new interface, and one of them then finds the scratch file of the other.
+            true => self.settle_beside().or_else(|_| self.settle_beside()),
+            false => self.settle(is_thorough).and_then(|attached| self.tidy().map(|()| attached)),
+        };
+        match settled {
             Ok(attached) if attached.is_empty() => self.is_right(),
             Ok(attached) => {
                 let attached = attached.join(", ");
@@ -255,8 +261,17 @@ impl Keeper {
                 );
                 self.is_right();
             }
-            Err(error) => self.is_wrong(&error),
+            Err(error) => return self.is_wrong(&error),
         }
+        if is_succeeded {
+            self.observed(RuleState::AnotherDaemons);
+        }
+    }
+
+    /// Attaches the exit guard beside a later daemon, where there is none. A later daemon that wants no programs has removed them.
+    fn settle_beside(&mut self) -> Result<Vec<String>, BpfError> {
+        self.read_interfaces()?;
+        if self.turn.is_kept() { self.programs.attach_beside(&self.interfaces.uplinks) } else { Ok(Vec::new()) }
     }
 
     /// Records the state for the status page.
@@ -310,13 +325,19 @@ impl Keeper {
             self.programs.configure(&config)?;
             changed.push("the configuration".to_owned());
         }
-        let interfaces =
-            NodeInterfaces::read(&self.settings.interfaces).map_err(|error| BpfError::kernel("read the interfaces of this node", error))?;
-        let is_thorough = is_thorough || interfaces.uplinks != self.interfaces.uplinks;
-        self.interfaces = interfaces;
+        let is_thorough = self.read_interfaces()? || is_thorough;
         changed.extend(self.programs.attach(self.scope, &self.pods, &self.interfaces.uplinks, is_thorough)?);
         // Until then, what is known is kept.
         looked.map(|_| changed)
+    }
+
+    /// Reads the interfaces, and returns whether there are others that need a guard.
+    fn read_interfaces(&mut self) -> Result<bool, BpfError> {
+        let interfaces =
+            NodeInterfaces::read(&self.settings.interfaces).map_err(|error| BpfError::kernel("read the interfaces of this node", error))?;
+        let is_other = interfaces.uplinks != self.interfaces.uplinks;
+        self.interfaces = interfaces;
+        Ok(is_other)
     }
 
     /// Looks for the pods' control group again, and returns whether it is another one: the kubelet may have been configured anew.

@@ -9,8 +9,9 @@ use aya::maps::{HashMap, MapData, MapError};
 
 use super::error::BpfError;
 use super::layout::{CONNECTION, RECORD, connection, record};
+use super::turn::ProgramTurn;
 use crate::cgroup::{CgroupId, HostNetworkExemptions, RedirectedSocket, RedirectedSockets, is_of_node};
-use crate::redirect::ownership::{OtherDaemons, Ownership};
+use crate::redirect::ownership::OtherDaemons;
 
 /// The value of an exempt pod. The programs do not read it.
 const EXEMPT: u32 = 1;
@@ -52,8 +53,8 @@ struct ExemptPods {
     map: HashMap<MapData, u64, u32>,
     /// The daemon's own pod, which is always exempt.
     own: Option<CgroupId>,
-    /// Which daemon decides.
-    turn: Option<Arc<Ownership>>,
+    /// Which daemon decides; `None` until the programs are loaded.
+    turn: Option<ProgramTurn>,
 }
 
 impl Exemptions {
@@ -62,8 +63,8 @@ impl Exemptions {
     }
 
     /// Lets a later daemon decide.
-    pub(super) fn take_turns(&self, turn: Option<Arc<Ownership>>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).turn = turn;
+    pub(super) fn take_turns(&self, turn: ProgramTurn) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).turn = Some(turn);
     }
 
     /// Exempts no pod but those of daemons.
@@ -119,7 +120,7 @@ fn stale(former: &BTreeMap<u64, u32>, wanted: &BTreeSet<u64>, others: OtherDaemo
 impl HostNetworkExemptions for Exemptions {
     fn exempt(&self, pods: &BTreeSet<CgroupId>) -> io::Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.turn.as_ref().is_some_and(|turn| turn.is_succeeded().unwrap_or(false)) {
+        if state.turn.as_ref().is_some_and(ProgramTurn::is_succeeded) {
             return Ok(());
         }
         let wanted: BTreeSet<u64> = pods.iter().chain(&state.own).map(|pod| pod.0).collect();
@@ -135,7 +136,7 @@ impl HostNetworkExemptions for Exemptions {
             }
         }
         let unknown = OtherDaemons { is_any: true, is_later: false };
-        let others = state.turn.as_ref().and_then(|turn| turn.others().ok()).unwrap_or(unknown);
+        let others = state.turn.as_ref().map_or(unknown, ProgramTurn::others);
         state.remove(stale(&former, &wanted, others)).map_err(io::Error::other)
     }
 }

@@ -1,6 +1,6 @@
 //! Finds redirects by other programs in the table `nat` of iptables. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::destination::{Destination, Fit, is_in_network};
@@ -15,37 +15,62 @@ const OURS: &str = "ROLEGATE";
 /// Returns the rules that name the destination, or a network or range with it, and redirect what is sent there, by themselves or
 /// through other chains.
 pub(super) fn redirects(listing: &IptablesListing, destination: Destination) -> Vec<String> {
-    let from = destination.hooks().iter().map(|hook| hook.to_uppercase());
-    let reached: BTreeSet<_> = from.flat_map(|from| closure(listing, &from, destination)).collect();
-    let rules = reached.iter().flat_map(|chain| listing.chain(KernelTable::Nat, chain));
+    let graph = ChainGraph::of(listing, destination);
+    let reached = graph.closure(destination.hooks().iter().map(|hook| hook.to_uppercase()));
+    let rules = reached.iter().flat_map(|chain| graph.rules_of(chain));
     rules
-        .filter(|rule| fit(rule, destination) == Fit::Named && leads_to_redirect(listing, rule, destination))
-        .map(|rule| format!("-A {} {}", rule.chain, rule.words))
+        .filter(|rule| rule.fit == Fit::Named && graph.leads_to_redirect(rule))
+        .map(|GraphRule { listed, .. }| format!("-A {} {}", listed.chain, listed.words))
         .collect()
 }
 
-/// Returns a chain and the chains that packets to the destination can reach from it, without ours.
-fn closure(listing: &IptablesListing, from: &str, destination: Destination) -> BTreeSet<String> {
-    let mut reached = BTreeSet::new();
-    let mut next = vec![from.to_owned()];
-    while let Some(chain) = next.pop() {
-        if chain.starts_with(OURS) || !reached.insert(chain.clone()) {
-            continue;
-        }
-        let rules = listing.chain(KernelTable::Nat, &chain).filter(|rule| fit(rule, destination) != Fit::Excluded);
-        next.extend(rules.filter_map(Listed::target).filter(|target| listing.has_chain(KernelTable::Nat, target)));
-    }
-    reached
+/// The rules of the table `nat` that may apply to packets to a destination, by chain. A node has a chain for each port of a Service and for
+/// each of its endpoints, so each rule is read once.
+#[derive(Debug)]
+struct ChainGraph<'a>(HashMap<&'a str, Vec<GraphRule<'a>>>);
+
+#[derive(Debug)]
+struct GraphRule<'a> {
+    listed: &'a Listed,
+    fit: Fit,
+    target: Option<String>,
 }
 
-fn leads_to_redirect(listing: &IptablesListing, rule: &Listed, destination: Destination) -> bool {
-    let Some(target) = rule.target() else { return false };
-    let redirects = |target: &str| REDIRECTS.contains(&target);
-    let of_chain = |chain: &String| {
-        let mut rules = listing.chain(KernelTable::Nat, chain).filter(|rule| fit(rule, destination) != Fit::Excluded);
-        rules.any(|rule| rule.target().is_some_and(|target| redirects(&target)))
-    };
-    redirects(&target) || (listing.has_chain(KernelTable::Nat, &target) && closure(listing, &target, destination).iter().any(of_chain))
+impl<'a> ChainGraph<'a> {
+    /// Leaves out our own chains.
+    fn of(listing: &'a IptablesListing, destination: Destination) -> Self {
+        let mut chains: HashMap<_, Vec<_>> = HashMap::new();
+        for listed in listing.rules_of(KernelTable::Nat).filter(|rule| !rule.chain.starts_with(OURS)) {
+            let fit = fit(listed, destination);
+            if fit != Fit::Excluded {
+                chains.entry(listed.chain.as_str()).or_default().push(GraphRule { listed, fit, target: listed.target() });
+            }
+        }
+        Self(chains)
+    }
+
+    fn rules_of(&self, chain: &str) -> &[GraphRule<'a>] {
+        self.0.get(chain).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns these chains and those that packets to the destination can reach from them.
+    fn closure(&self, from: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+        let (mut reached, mut next) = (BTreeSet::new(), from.into_iter().collect::<Vec<_>>());
+        while let Some(chain) = next.pop() {
+            let targets = self.rules_of(&chain).iter().filter_map(|rule| rule.target.as_ref());
+            let unseen = targets.filter(|target| self.0.contains_key(target.as_str()) && !reached.contains(*target));
+            next.extend(unseen.cloned());
+            reached.insert(chain);
+        }
+        reached
+    }
+
+    fn leads_to_redirect(&self, rule: &GraphRule<'_>) -> bool {
+        let Some(target) = &rule.target else { return false };
+        let redirects = |target: &str| REDIRECTS.contains(&target);
+        let of_chain = |chain: &String| self.rules_of(chain).iter().any(|rule| rule.target.as_deref().is_some_and(redirects));
+        redirects(target) || self.closure([target.clone()]).iter().any(of_chain)
+    }
 }
 
 /// Returns whether a rule applies to packets to the destination.
@@ -146,6 +171,23 @@ COMMIT
         for other in ["192.0.2.1:8182", "192.0.2.2:8181", "10.42.0.7:8080", "[2001:db8::1]:8181"] {
             assert_eq!(found_to(other, &service), [""; 0], "{other}");
         }
+    }
+
+    /// Packets to the metadata address may reach the chain of every node port, as far as these rules say.
+    #[test]
+    fn thousands_of_services_are_searched_once() {
+        let mut text = KUBE_PROXY.replace("COMMIT\n", "");
+        text += ":KUBE-NODEPORTS - [0:0]\n-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n";
+        for number in 0..10_000 {
+            text += &format!(":KUBE-SVC-{number} - [0:0]\n-A KUBE-NODEPORTS -p tcp -m tcp --dport {number} -j KUBE-SVC-{number}\n");
+            text += &format!("-A KUBE-SVC-{number} -p tcp -m tcp -j DNAT --to-destination 10.42.0.7:8080\n");
+        }
+        let listing = IptablesListing::parse(&text);
+        let began = std::time::Instant::now();
+        assert_eq!(redirects(&listing, Destination::Metadata(Family::V4)).len(), 1);
+        assert_eq!(redirects(&listing, Destination::Daemon("192.0.2.1:8181".parse().unwrap())).len(), 1);
+        // A search of all rules for each chain takes minutes.
+        assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
     }
 
     #[test]

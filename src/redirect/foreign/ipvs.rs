@@ -10,12 +10,15 @@ use super::destination::Destination;
 /// Lists the virtual services and their real servers. Missing without the kernel's module.
 pub(super) const FILE: &str = "/proc/net/ip_vs";
 
-/// Describes the virtual services in the text of [`FILE`] that have this destination.
-pub(super) fn redirects(text: &str, destination: Destination) -> Vec<String> {
-    let services = text.lines().filter_map(|line| line.strip_prefix("TCP ")?.split_whitespace().next().and_then(address));
-    let is_at = |service: &SocketAddr| service.ip() == destination.ip() && destination.port().is_none_or(|port| service.port() == port);
-    let words = |service: SocketAddr| format!("IPVS has a virtual service at {service}, which no packet rule can prevent");
-    services.filter(is_at).map(words).collect()
+/// Returns the address of the virtual service that a line of [`FILE`] names, if it is one of TCP.
+pub(super) fn service(line: &str) -> Option<SocketAddr> {
+    line.strip_prefix("TCP ")?.split_whitespace().next().and_then(address)
+}
+
+/// Describes a virtual service that has this destination.
+pub(super) fn redirect(service: SocketAddr, destination: Destination) -> Option<String> {
+    let is_at = service.ip() == destination.ip() && destination.port().is_none_or(|port| service.port() == port);
+    is_at.then(|| format!("IPVS has a virtual service at {service}, which no packet rule can prevent"))
 }
 
 fn address(text: &str) -> Option<SocketAddr> {
@@ -32,6 +35,10 @@ fn address(text: &str) -> Option<SocketAddr> {
 mod tests {
     use super::*;
     use crate::redirect::rules::Family;
+
+    fn redirects(text: &str, destination: Destination) -> Vec<String> {
+        text.lines().filter_map(service).filter_map(|service| redirect(service, destination)).collect()
+    }
 
     const LISTED: &str = "\
 IP Virtual Server version 1.2.1 (size=4096)

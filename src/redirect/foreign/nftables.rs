@@ -25,20 +25,27 @@ impl TableName {
     }
 }
 
-/// Returns the tables, except our own, with a chain that can redirect packets to one of the destinations. `json` lists all chains.
-pub(super) fn tables_with_nat(json: &str, destinations: &[Destination]) -> BTreeSet<TableName> {
-    let listed: Value = serde_json::from_str(json).unwrap_or_default();
+/// Returns the tables, except our own, with a chain that can redirect packets to one of the destinations. `json` lists all chains. Fails if
+/// it is no JSON.
+pub(super) fn tables_with_nat(json: &str, destinations: &[Destination]) -> Result<BTreeSet<TableName>, String> {
+    let listed: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
     let chains = objects(&listed, "chain").filter(|chain| destinations.iter().any(|destination| is_nat(chain, *destination)));
     let names = chains.map(|chain| TableName { family: text(&chain["family"]), name: text(&chain["table"]) });
-    names.filter(|table| table.family != "inet" || table.name != TABLE).collect()
+    Ok(names.filter(|table| table.family != "inet" || table.name != TABLE).collect())
 }
 
-/// Describes the rules and the elements of maps that name the destination, or a network or range with it, and redirect what is sent
-/// there, by themselves or through other chains of the table. `json` lists one table.
-pub(super) fn redirects(json: &str, destination: Destination) -> Vec<String> {
-    let listed: Value = serde_json::from_str(json).unwrap_or_default();
-    let table = Table::of(&listed, destination);
-    let from = objects(&listed, "chain").filter(|chain| is_nat(chain, destination)).map(|chain| text(&chain["name"]));
+/// Describes the rules and the elements of maps that name a destination, or a network or range with it, and redirect what is sent
+/// there, by themselves or through other chains of the table. `json` lists one table. Fails if it is no JSON.
+pub(super) fn redirects(json: String, destinations: &[Destination]) -> Result<Vec<(Destination, String)>, String> {
+    let listed: Value = serde_json::from_str(&json).map_err(|error| error.to_string())?;
+    drop(json);
+    let of_one = |destination: Destination| to(&listed, destination).into_iter().map(move |what| (destination, what));
+    Ok(destinations.iter().copied().flat_map(of_one).collect())
+}
+
+fn to(listed: &Value, destination: Destination) -> Vec<String> {
+    let table = Table::of(listed, destination);
+    let from = objects(listed, "chain").filter(|chain| is_nat(chain, destination)).map(|chain| text(&chain["name"]));
     let name = destination.name();
     let mut found = Vec::new();
     for chain in table.closure(from.collect()) {
@@ -299,12 +306,12 @@ mod tests {
     }
 
     fn found(objects: &[Value]) -> Vec<String> {
-        let json = json!({ "nftables": objects }).to_string();
-        Family::ALL.into_iter().flat_map(|family| redirects(&json, Destination::Metadata(family))).collect()
+        let found = redirects(json!({ "nftables": objects }).to_string(), &Family::ALL.map(Destination::Metadata)).unwrap();
+        found.into_iter().map(|(_, what)| what).collect()
     }
 
     fn found_to(daemon: &str, objects: &[Value]) -> Vec<String> {
-        redirects(&json!({ "nftables": objects }).to_string(), Destination::Daemon(daemon.parse().unwrap()))
+        to(&json!({ "nftables": objects }), Destination::Daemon(daemon.parse().unwrap()))
     }
 
     /// What kube-proxy's mode `nftables` writes for a Service with this external IP.
@@ -374,7 +381,8 @@ mod tests {
             "data": {"set": [["169.254.169.254", "10.0.0.1"]]}}}}});
         assert_eq!(redirects(json!([anonymous])), 1);
         assert_eq!(redirects(json!([])), 0);
-        assert_eq!(super::redirects("", Destination::Metadata(Family::V4)), [""; 0]);
+        // What cannot be read is not the same as nothing.
+        assert!(super::redirects(String::new(), &[Destination::Metadata(Family::V4)]).is_err() && tables_with_nat("{", &[]).is_err());
     }
 
     #[test]
@@ -443,7 +451,8 @@ mod tests {
             chain("ip", "kube-proxy", "nat", "output"), chain("inet", TABLE, "nat", "output"), chain("ip", "a", "nat", "prerouting"),
             chain("ip", "b", "filter", "output"), chain("ip6", "nat", "nat", "output"),
         ]});
-        let tables = |destinations: &[Destination]| tables_with_nat(&chains.to_string(), destinations).into_iter().collect::<Vec<_>>();
+        let tables =
+            |destinations: &[Destination]| tables_with_nat(&chains.to_string(), destinations).unwrap().into_iter().collect::<Vec<_>>();
         let found = tables(&[Destination::Metadata(Family::V4)]);
         let name = |family: &str, name: &str| TableName { family: family.to_owned(), name: name.to_owned() };
         assert_eq!(found, [name("ip", "kube-proxy"), name("ip6", "nat")]);

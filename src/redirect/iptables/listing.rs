@@ -91,6 +91,13 @@ impl IptablesListing {
         listing
     }
 
+    /// Parses the output of `iptables -S` for one chain.
+    pub(crate) fn of_chain(table: KernelTable, text: &str) -> Self {
+        let mut listing = Self::default();
+        listing.add(table, text);
+        listing
+    }
+
     /// Adds the output of `iptables -S` for one chain.
     pub(super) fn add(&mut self, table: KernelTable, text: &str) {
         for line in text.lines() {
@@ -109,6 +116,11 @@ impl IptablesListing {
 
     pub(crate) fn has_chain(&self, table: KernelTable, chain: &str) -> bool {
         self.chains.iter().any(|(of, name)| *of == table && name == chain)
+    }
+
+    /// Returns the rules of a table, in their order.
+    pub(crate) fn rules_of(&self, table: KernelTable) -> impl Iterator<Item = &Listed> {
+        self.rules.iter().filter(move |rule| rule.table == table)
     }
 
     /// Returns the rules of a chain, in their order.

@@ -10,7 +10,7 @@ use super::listing::IptablesListing;
 use super::program::{self, Flavour};
 use crate::log_once::Condition;
 use crate::redirect::RedirectError;
-use crate::redirect::program::{LOCK_WAIT, run};
+use crate::redirect::program::{LOCK_WAIT, run, run_for_lines};
 use crate::redirect::rules::Family;
 
 /// The programs' message for a table that the kernel does not have.
@@ -18,7 +18,10 @@ const NO_TABLE: &str = "does not exist";
 /// The programs' message for a chain that does not exist.
 const NO_CHAIN: &str = "No chain/target/match by that name";
 /// The programs' message for rules that were made with nft; with the nft flavour, also for a chain that does not exist.
-const INCOMPATIBLE: &str = "is incompatible";
+pub(in crate::redirect) const INCOMPATIBLE: &str = "is incompatible";
+
+/// The prefix of the names of our chains.
+pub(super) const OURS: &str = "ROLEGATE";
 
 /// A file that exists if the kernel has IPv6, even if no interface has an IPv6 address.
 const IPV6_OF_THE_KERNEL: &str = "/proc/net/if_inet6";
@@ -127,7 +130,7 @@ impl Iptables {
         let listed = run(program, &["-w", &wait, "-t", table.name(), "-S", chain], "").await.map_err(program::explained);
         // The nft flavour reports a missing chain with the same words as a table that it cannot read.
         let is_missing = |message: &str| {
-            message.contains(NO_CHAIN) || message.contains(NO_TABLE) || (chain.starts_with("ROLEGATE") && message.contains(INCOMPATIBLE))
+            message.contains(NO_CHAIN) || message.contains(NO_TABLE) || (chain.starts_with(OURS) && message.contains(INCOMPATIBLE))
         };
         match listed {
             Ok(text) => Ok(Some(text)),
@@ -137,15 +140,38 @@ impl Iptables {
         }
     }
 
-    /// Lists all tables of our flavour.
+    /// Returns whether our flavour has any chain of ours. Asks for each by its name: a listing of all tables grows with the rules of other
+    /// programs.
+    pub(super) async fn has_chains(&self, family: Family) -> Result<bool, RedirectError> {
+        // The legacy flavour would create the tables that it asks for, and it reads a whole table in any case.
+        if self.own().await? == Flavour::Legacy {
+            return Ok(true);
+        }
+        for place in ChainPosition::all() {
+            if self.list_chain(family, place.table, place.chain).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Lists all tables of our flavour: our chains, those of the kernel, and the jumps to ours.
     pub(super) async fn list_all(&self, family: Family) -> Result<IptablesListing, RedirectError> {
         let programs = program::of(self.flavour, family);
-        let listing = IptablesListing::parse(&run(programs.save, &[] as &[&str], "").await?);
+        let listing = IptablesListing::parse(&run_for_lines(programs.save, &[] as &[&str], is_of_interest).await?);
         match listing.unreadable.first() {
             None => Ok(listing),
             Some(table) => Err(unreadable(programs.save, table)),
         }
     }
+}
+
+/// Returns whether a line of a listing is about our rules or those of the kernel's chains, which ours come before. The rules of other
+/// programs, in chains of theirs, may be many.
+fn is_of_interest(line: &str) -> bool {
+    let of_chain = line.strip_prefix("-A ").or_else(|| line.strip_prefix(':'));
+    let chain = of_chain.and_then(|rest| rest.split(' ').next());
+    chain.is_none_or(|chain| ChainPosition::all().iter().any(|place| place.from == chain) || line.contains(OURS))
 }
 
 fn unreadable(program: &'static str, table: &str) -> RedirectError {

@@ -161,6 +161,11 @@ impl BpfBed {
         assert!(self.mount.command("rm").arg(pin(program)).status().unwrap().success());
     }
 
+    /// Returns whether a program of the daemon is pinned.
+    pub(super) fn has_pin(&self, program: &str) -> bool {
+        self.mount.command("test").arg("-e").arg(pin(program)).status().unwrap().success()
+    }
+
     /// Returns the number of an interface of the node.
     pub(super) fn index_of(&self, interface: &str) -> u32 {
         let text = self.bed.node.ns().sh(&format!("ip -o link show {interface}")).unwrap();
