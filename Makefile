@@ -31,6 +31,8 @@ check: ## check format, boundaries, lints, dependencies and documentation
 
 bench: ## measure request throughput, the cost of sessions and pods, the effect of one pod on another, and the time to working rules
 	cargo bench --locked --bench serve --bench sessions --bench decide --bench memory --bench abuse --bench rules --bench paths
+	@if command -v valgrind >/dev/null; then cargo bench --locked --profile profiling --bench instructions; \
+	else echo 'skipped: the instructions of a request (valgrind is not installed)'; fi
 
 fuzz: ## run every fuzz target for FUZZ_SECONDS (60); needs a nightly toolchain and cargo-fuzz
 	cargo fuzz --version >/dev/null || cargo install --locked cargo-fuzz --version $(CARGO_FUZZ_VERSION)

@@ -126,7 +126,9 @@ fn is_within(counts: &BTreeMap<String, f64>) -> bool {
 /// Returns the words that run a program under callgrind.
 fn callgrind(output: &Path) -> Vec<String> {
     let output = output.display();
-    ["valgrind", "--tool=callgrind", "--quiet", &format!("--callgrind-out-file={output}.%p"), "--separate-threads=no"].map(str::to_owned).to_vec()
+    ["valgrind", "--tool=callgrind", "--quiet", &format!("--callgrind-out-file={output}.%p"), "--separate-threads=no"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// Sends requests one after the other, and reads each response.
@@ -226,7 +228,8 @@ fn functions(file: &Path) -> BTreeMap<String, u64> {
         let Some((count, rest)) = line.trim_start().split_once(' ') else { continue };
         let Ok(count) = count.replace(',', "").parse::<u64>() else { continue };
         // The share in parentheses, the file and the function.
-        let rest = rest.trim_start().trim_start_matches(|c: char| c == '(' || c == ')' || c == '%' || c == '.' || c.is_ascii_digit() || c == ' ');
+        let rest =
+            rest.trim_start().trim_start_matches(|c: char| c == '(' || c == ')' || c == '%' || c == '.' || c.is_ascii_digit() || c == ' ');
         let Some((_, function)) = rest.split_once(':') else { continue };
         let function = function.split(" [").next().unwrap_or(function).trim();
         *found.entry(function.to_owned()).or_insert(0) += count;

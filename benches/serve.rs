@@ -116,7 +116,8 @@ impl World {
             request: request.to_vec(),
             answer_length: runtime.block_on(answer_length(address, request)),
         };
-        let (rolegate, bare) = (target("rolegate", served.daemon.metadata_address(), &request), target("bare hyper", bare_address, &request));
+        let (rolegate, bare) =
+            (target("rolegate", served.daemon.metadata_address(), &request), target("bare hyper", bare_address, &request));
         let identity = target("Pod Identity", identity_address, &identity_request);
         assert_eq!(rolegate.answer_length, bare.answer_length, "the two must return the same bytes");
         World { rolegate, bare, identity, _served: served, _bare: child }

@@ -191,13 +191,7 @@ impl<A: AssumeRole> Proxy<A> {
     }
 
     /// Answers one request. If `memory` is given, the answer may be remembered there for the same request again.
-    pub(crate) async fn handle_with(
-        &self,
-        origin: &Origin,
-        request: &Parts,
-        body: Body,
-        memory: Option<&Memory>,
-    ) -> Response<Full<Bytes>> {
+    pub(crate) async fn handle_with(&self, origin: &Origin, request: &Parts, body: Body, memory: Option<&Memory>) -> Response<Full<Bytes>> {
         let began = Instant::now();
         let path = request.uri.path();
         let context = RouteContext { hosts: &origin.hosts, body, now: self.clock.now() };
