@@ -30,6 +30,7 @@ use crate::pods::{HostNetworkTreatment, Identifier, Lookup, Objection, Pod, PodC
 use crate::policy::{Decision, Denial, Policy, RoleRequest};
 use crate::report::recorder::{CredentialProtocol, Recorder};
 
+mod again;
 pub(crate) mod documents;
 pub(crate) mod memory;
 pub mod metadata;
@@ -43,7 +44,7 @@ pub mod token;
 
 pub use origin::{ConnectedProcess, Origin};
 
-use memory::{Decided, Memory};
+use memory::{Decided, DecisionBasis, Memory};
 use metadata::{Access, MetadataLookup, MetadataValues, table};
 use migration::Migration;
 use pod_identity::settings::PodIdentity;
@@ -104,19 +105,6 @@ struct Meters {
     rejected: RouteMeters,
     pod_identity: RouteMeters,
     relative_uri: RouteMeters,
-}
-
-/// The generations of everything that an answer depends on. If one changes, the decision is made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct DecisionBasis {
-    /// Of the pods, and of what the node sees of them.
-    pods: u64,
-    /// Of what is known of the node's own identity.
-    node: u64,
-    /// Of the keys of session tokens.
-    tokens: u64,
-    /// Of the sessions.
-    sessions: u64,
 }
 
 /// Maps an address to one of a few subjects of log lines, because anybody can forge addresses.

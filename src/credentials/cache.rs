@@ -34,12 +34,11 @@ use crate::policy::RoleRequest;
 
 mod departure;
 mod flight;
-mod held;
+pub(crate) mod held;
 mod slot;
 
 use flight::{Before, Flight, Serves, is_usable};
 pub use flight::{LEAST_REMAINING, LEAST_USABLE, Landing, SessionState, SessionView};
-pub(crate) use held::HeldSession;
 use slot::Slot;
 
 /// How long a caller waits for a renewal while earlier credentials are still valid. SDKs time out after one second, some after

@@ -9,32 +9,38 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use http::{Method, Response};
-use http_body_util::Full;
 use jiff::Timestamp;
-use tokio::time::Instant;
 
-use super::respond::{self, Outcome};
-use super::{DecisionBasis, Origin, Proxy, answered, documents};
-use crate::credentials::AssumeRole;
-use crate::credentials::cache::HeldSession;
-use crate::pods::{Identifier, Pod};
+use crate::credentials::cache::held::HeldSession;
+use crate::pods::Pod;
 use crate::policy::RoleRequest;
-use crate::report::recorder::{CredentialProtocol, UseMeter};
+use crate::report::recorder::UseMeter;
 
 /// The memory of one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Memory(Mutex<Option<RememberedAnswer>>);
 
+/// The generations of everything that an answer depends on. If one changes, the decision is made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DecisionBasis {
+    /// Of the pods, and of what the node sees of them.
+    pub(super) pods: u64,
+    /// Of what is known of the node's own identity.
+    pub(super) node: u64,
+    /// Of the keys of session tokens.
+    pub(super) tokens: u64,
+    /// Of the sessions.
+    pub(super) sessions: u64,
+}
+
 /// An answer with credentials, and what it depends on.
 #[derive(Debug)]
-struct RememberedAnswer {
-    basis: DecisionBasis,
-    token_expires_at: Timestamp,
-    session: HeldSession,
+pub(super) struct RememberedAnswer {
+    pub(super) basis: DecisionBasis,
+    pub(super) token_expires_at: Timestamp,
+    pub(super) session: HeldSession,
     /// Counts the requests of the pod's workload, if they are recorded.
-    meter: Option<UseMeter>,
+    pub(super) meter: Option<UseMeter>,
 }
 
 /// A request that was decided and answered with credentials.
@@ -48,58 +54,12 @@ pub(super) struct Decided<'a> {
 }
 
 impl Memory {
-    fn lock(&self) -> MutexGuard<'_, Option<RememberedAnswer>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<RememberedAnswer>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets the answer.
     pub(crate) fn forget(&self) {
         *self.lock() = None;
-    }
-}
-
-impl<A: AssumeRole> Proxy<A> {
-    /// Answers a request that has the same bytes as the last one on its connection, if that answer still holds.
-    pub(crate) fn answer_again(&self, origin: &Origin, memory: &Memory, method: &Method, path: &str) -> Option<Response<Full<Bytes>>> {
-        let now = Instant::now();
-        let mut remembered = memory.lock();
-        let document = remembered.as_ref().and_then(|remembered| self.document_again(origin, remembered, now));
-        let Some(document) = document else {
-            *remembered = None;
-            return None;
-        };
-        let response = respond::respond(Outcome::Text(document), method);
-        answered(origin, method, path, &response, &self.meters.credentials, now.into_std());
-        Some(response)
-    }
-
-    fn document_again(&self, origin: &Origin, remembered: &RememberedAnswer, now: Instant) -> Option<Bytes> {
-        // On a bridge, another pod may have taken over the address since the last request.
-        self.pods.catch_up_on_bridges();
-        let by_wall = self.clock.now();
-        let holds = self.basis() == remembered.basis && !self.pods.is_stale() && !origin.is_over() && by_wall < remembered.token_expires_at;
-        let credentials = if holds { self.sessions.serve_held(&remembered.session, now, by_wall)? } else { return None };
-        let document = credentials.document(documents::credentials).ok()?;
-        if let Some(meter) = &remembered.meter
-            && !self.recorder.answered_by(meter, now)
-        {
-            return None;
-        }
-        Some(document)
-    }
-
-    /// Remembers an answer with credentials, if the same request may be answered from memory.
-    pub(super) async fn remember(&self, origin: &Origin, memory: &Memory, decided: Decided<'_>) {
-        let Decided { basis, pod, request, token_expires_at } = decided;
-        let is_by_address = matches!(origin.identifier(), Some(Identifier::Address(_))) && !pod.host_network;
-        // With --migrate, each request is recorded by what it asks for.
-        let (Some(token_expires_at), true, false) = (token_expires_at, is_by_address, self.migration.is_on()) else { return };
-        let Some(session) = self.sessions.held(request).await else { return };
-        let meter = self.recorder.meter(pod, CredentialProtocol::Imdsv2);
-        // Looked at last: if anything has changed meanwhile, the answer may not hold.
-        if (meter.is_none() && self.recorder.is_on()) || !self.pods.is_settled(origin.ip, &pod.uid) || self.basis() != basis {
-            return;
-        }
-        *memory.lock() = Some(RememberedAnswer { basis, token_expires_at, session, meter });
     }
 }

@@ -19,9 +19,10 @@ use http::Response;
 use http::request::Parts;
 use http_body_util::Full;
 
+use super::memory::DecisionBasis;
 use super::origin::Origin;
 use super::refusal::{Asked, Refusal};
-use super::{DecisionBasis, Proxy, answered, documents, respond};
+use super::{Proxy, answered, documents, respond};
 use crate::credentials::AssumeRole;
 use crate::metrics::RouteMeters;
 use crate::pod_identity::keys::KeyRequester;

@@ -3,6 +3,7 @@
 use futures_util::future::join_all;
 use tokio::time::advance;
 
+use super::held::HeldSession;
 use super::*;
 use crate::credentials::tests::{Answer, FakeSts, HOUR, denied, pod, request, settle};
 
