@@ -181,15 +181,14 @@ impl Counter<'_> {
         let before = self.files();
         let output = Command::new("callgrind_control").args(["--dump", &self.pid.to_string()]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let file = loop {
+        loop {
             if let Some(file) = self.files().into_iter().find(|file| !before.contains(file))
                 && let Some(total) = total(&file)
             {
                 break Dump { total, file };
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
-        };
-        file
+        }
     }
 
     fn files(&self) -> Vec<std::path::PathBuf> {

@@ -77,7 +77,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_is_polled_once_and_then_when_it_is_woken() {
         let (mut seldom, polls) = counted(Box::pin(tokio::time::sleep(Duration::from_secs(5))));
-        let other = Notify::new();
         let mut turns = 0;
         std::future::poll_fn(|context| {
             turns += 1;
@@ -89,7 +88,6 @@ mod tests {
         })
         .await;
         assert_eq!(polls.load(Ordering::Relaxed), 2, "at first, and when the time is over");
-        drop(other);
     }
 
     #[tokio::test]
