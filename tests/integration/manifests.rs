@@ -80,9 +80,13 @@ fn a_daemon_that_overlaps_its_successor_declares_no_ports() {
         let arguments = daemon.pointer("/spec/template/spec/containers/0/args").unwrap().as_array().unwrap();
         arguments.iter().any(|argument| argument.as_str().unwrap().starts_with("--handover-socket="))
     };
-    for (components, overlaps) in
-        [(&[][..], true), (&["bpf", "pod-identity"], true), (&["without-surge"], false), (&["without-surge", "bpf"], false), (&["cilium"], false)]
-    {
+    for (components, overlaps) in [
+        (&[][..], true),
+        (&["bpf", "pod-identity"], true),
+        (&["without-surge"], false),
+        (&["without-surge", "bpf"], false),
+        (&["cilium"], false),
+    ] {
         let daemon = daemon_set(components);
         let rolling = &daemon["spec"]["updateStrategy"]["rollingUpdate"];
         assert_eq!((rolling["maxSurge"] == 1, handover(&daemon)), (overlaps, overlaps), "{components:?}: {rolling}");
@@ -100,7 +104,9 @@ fn the_removal_runs_alone_and_with_few_rights() {
     if !programs_or_skip(&["kubectl"]) {
         return;
     }
-    for components in [&["uninstall"][..], &["bpf", "pod-identity", "uninstall"], &["cilium", "uninstall"], &["without-self-test", "uninstall"]] {
+    for components in
+        [&["uninstall"][..], &["bpf", "pod-identity", "uninstall"], &["cilium", "uninstall"], &["without-self-test", "uninstall"]]
+    {
         let daemon = daemon_set(components);
         assert_eq!(daemon["spec"]["updateStrategy"]["rollingUpdate"], serde_json::json!({"maxUnavailable": "100%"}), "{components:?}");
         let pod = &daemon["spec"]["template"]["spec"];
