@@ -19,6 +19,8 @@ use crate::role::RoleArn;
 pub(super) const ALWAYS_ALLOWED: Duration = Duration::from_secs(3600);
 /// How long a role's limit is remembered.
 const REMEMBERED: Duration = Duration::from_secs(12 * 3600);
+/// The most roles whose limit is remembered. Authors of pods name roles. For one that is forgotten, STS refuses one more request.
+const MOST: usize = 1024;
 /// The text that both STS messages have in common: "The requested DurationSeconds exceeds the MaxSessionDuration set for this
 /// role.", and "... exceeds the 1 hour session limit for roles assumed by role chaining".
 const TOO_LONG: &str = "DurationSeconds exceeds";
@@ -48,8 +50,7 @@ impl Durations {
         }
         match of(wanted).await {
             Err(AssumeRoleError::Invalid { message }) if message.contains(TOO_LONG) => {
-                let known = self.lock().insert(role.clone(), Instant::now() + REMEMBERED);
-                if known.is_none() {
+                if self.remember(role) {
                     warn!(
                         event = "session-duration-limited", %role, session_duration = %humantime::format_duration(wanted), error = message,
                         "STS rejects --session-duration for this role; using sessions of 1 hour for it; raise the role's maximum session \
@@ -61,6 +62,21 @@ impl Durations {
             }
             answer => answer,
         }
+    }
+
+    /// Remembers the limit of a role, and returns whether it is new. Forgets those that have expired and, if there are too many, the oldest.
+    fn remember(&self, role: &RoleArn) -> bool {
+        let now = Instant::now();
+        let mut known = self.lock();
+        let is_new = known.get(role).is_none_or(|until| *until <= now);
+        known.retain(|of, until| now < *until && of != role);
+        if known.len() >= MOST
+            && let Some(oldest) = known.iter().min_by_key(|(_, until)| **until).map(|(role, _)| role.clone())
+        {
+            known.remove(&oldest);
+        }
+        known.insert(role.clone(), now + REMEMBERED);
+        is_new
     }
 
     fn is_short(&self, role: &RoleArn) -> bool {
@@ -110,6 +126,24 @@ mod tests {
         assert_eq!(ask(&durations, "db", twelve, twelve).await, (Ok(()), twelve), "another role");
         advance(REMEMBERED).await;
         assert_eq!(ask(&durations, "web", twelve, twelve).await, (Ok(()), twelve), "the role's limit was raised");
+    }
+
+    /// Pods may name any number of roles.
+    #[tokio::test(start_paused = true)]
+    async fn ten_thousand_roles_keep_no_more_than_the_latest() {
+        let durations = Durations::default();
+        let (twelve, one) = (HOURS(12), HOURS(1));
+        for number in 0..10_000 {
+            advance(Duration::from_millis(1)).await;
+            assert_eq!(ask(&durations, &format!("web-{number}"), twelve, one).await, (Err("too-long"), twelve));
+        }
+        assert_eq!(durations.lock().len(), MOST);
+        let latest = |number: usize| format!("web-{}", 10_000 - number);
+        assert_eq!(ask(&durations, &latest(MOST), twelve, one).await, (Ok(()), one));
+        assert_eq!(ask(&durations, &latest(MOST + 1), twelve, one).await, (Err("too-long"), twelve), "the oldest are forgotten");
+        advance(REMEMBERED).await;
+        assert_eq!(ask(&durations, "db", twelve, one).await, (Err("too-long"), twelve));
+        assert_eq!(durations.lock().len(), 1, "those that have expired are dropped");
     }
 
     #[tokio::test(start_paused = true)]
