@@ -8,6 +8,7 @@
 //! written. And they show whether a request is the same as the one before, byte for byte: clients that poll send the same request again
 //! and again.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -81,11 +82,12 @@ struct State {
     /// The body of the request that is being answered is awaited.
     waits_for_body: bool,
     scan: Scan,
-    last: LastRequest,
+    /// `None` if requests are not compared.
+    last: Option<LastRequest>,
 }
 
-/// The last request that arrived alone and in one piece.
-#[derive(Debug, Default)]
+/// The last request that arrived alone and in one piece. Its bytes include a session token.
+#[derive(Default)]
 struct LastRequest {
     /// Its bytes; empty if there is none.
     bytes: Vec<u8>,
@@ -93,10 +95,16 @@ struct LastRequest {
     is_repeated: bool,
 }
 
+impl fmt::Debug for LastRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LastRequest(..)")
+    }
+}
+
 impl Progress {
-    /// Creates the progress of a connection that was just opened.
-    pub(crate) fn new(timeouts: Timeouts) -> Self {
-        let (scan, last) = (Scan::default(), LastRequest::default());
+    /// Creates the progress of a connection that was just opened. With `compares`, repeated requests are recognized.
+    pub(crate) fn new(timeouts: Timeouts, compares: bool) -> Self {
+        let (scan, last) = (Scan::default(), compares.then(LastRequest::default));
         let state = State { phase: Phase::Idle, since: Instant::now(), waits_for_body: false, scan, last };
         Self { timeouts, shared: Arc::new(SharedProgress { state: Mutex::new(state), is_receiving: AtomicBool::new(false) }) }
     }
@@ -128,16 +136,17 @@ impl Progress {
             (state.phase, state.since) = (Phase::Receiving, Instant::now());
             self.set_receiving(true);
         }
+        let Some(last) = &mut state.last else { return state.scan.feed(bytes, state.phase == Phase::Answering) };
         // hyper has read everything before, so the same bytes are the same request.
-        if is_alone && state.last.bytes == bytes {
-            state.last.is_repeated = true;
+        if is_alone && last.bytes == bytes {
+            last.is_repeated = true;
             return state.scan.skip_head();
         }
-        state.last.is_repeated = false;
+        last.is_repeated = false;
         state.scan.feed(bytes, state.phase == Phase::Answering);
-        state.last.bytes.clear();
+        last.bytes.clear();
         if is_alone && bytes.len() <= MAX_REMEMBERED && state.scan.is_one_head() {
-            state.last.bytes.extend_from_slice(bytes);
+            last.bytes.extend_from_slice(bytes);
         }
     }
 
@@ -149,7 +158,7 @@ impl Progress {
         state.scan.heads = state.scan.heads.saturating_sub(1);
         self.set_receiving(false);
         // Bytes that arrive while this request is answered are not part of it.
-        std::mem::take(&mut state.last.is_repeated)
+        state.last.as_mut().is_some_and(|last| std::mem::take(&mut last.is_repeated))
     }
 
     /// Records that a request was answered. If bytes of the next one have arrived, that one must be complete in time.
@@ -220,7 +229,9 @@ impl ProgressTimer {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Overdue> {
         let deadline = self.progress.deadline();
         // A deadline moves with each request. A later one is looked at when the timer fires. An answer has all the time that it takes.
-        let until = deadline.map_or_else(|| Instant::now() + self.progress.timeouts.idle, |(deadline, _)| deadline);
+        // Never later than an idle connection may end, because nothing polls the timer when a request ends.
+        let at_latest = Instant::now() + self.progress.timeouts.idle;
+        let until = deadline.map_or(at_latest, |(deadline, _)| deadline.min(at_latest));
         if until < self.sleep.deadline() || self.sleep.is_elapsed() {
             self.sleep.as_mut().reset(until);
         }
@@ -357,9 +368,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_byte_has_the_idle_timeout() {
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         assert_eq!(ends(&progress).await, (Overdue::Idle, TIMEOUTS.idle));
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         progress.received(GET);
         progress.request_begins();
         tokio::time::advance(Duration::from_secs(100)).await;
@@ -369,7 +380,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_has_the_head_timeout_from_its_first_byte() {
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         tokio::time::advance(Duration::from_secs(70)).await;
         progress.received(b"G");
         for byte in b"ET" {
@@ -382,7 +393,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_part_of_the_next_request_has_the_head_timeout() {
         for more in [&b"G"[..], b"GET / HTTP/1.1\r\n\r", GET] {
-            let progress = Progress::new(TIMEOUTS);
+            let progress = Progress::new(TIMEOUTS, true);
             progress.received(&[GET, more].concat());
             progress.request_begins();
             progress.request_ends();
@@ -392,7 +403,7 @@ mod tests {
 
     /// Sends these pieces, each as one request after the one before was answered. Returns for each whether it repeats the one before.
     fn repetitions(pieces: &[&[u8]]) -> Vec<bool> {
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         let one = |piece: &&[u8]| {
             progress.received(piece);
             let is_repeated = progress.request_begins();
@@ -418,14 +429,14 @@ mod tests {
         let two = [GET, GET].concat();
         assert_eq!(repetitions(&[GET, &two, GET]), [false, false, false], "the second request of two has yet to be answered");
         let (head, tail) = GET.split_at(9);
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         for pieces in [&[GET][..], &[head, tail], &[head, GET], &[GET, tail]] {
             pieces.iter().for_each(|piece| progress.received(piece));
             assert!(!progress.request_begins(), "{pieces:?}");
             progress.request_ends();
         }
         // A request that arrives while another one is answered is not compared.
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         progress.received(GET);
         progress.request_begins();
         progress.received(GET);
@@ -438,7 +449,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_repeated_head_leaves_the_same_state_as_a_first_one() {
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         for _ in 0..3 {
             progress.received(GET);
             assert!(progress.is_receiving());
@@ -457,7 +468,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_timer_follows_the_progress_while_it_runs() {
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         let mut timer = progress.timer();
         let mut overdue = Box::pin(timer.overdue());
         let mut is_over = async |after: u64| {
@@ -473,6 +484,44 @@ mod tests {
         progress.received(b"GET");
         assert_eq!(is_over(4).await, Poll::Pending);
         assert_eq!(is_over(1).await, Poll::Ready(Overdue::Head));
+    }
+
+    /// The timer was set to the end of a slow head, which arrived before it.
+    #[tokio::test(start_paused = true)]
+    async fn a_long_head_timeout_does_not_prolong_the_idle_timeout() {
+        let progress = Progress::new(Timeouts { idle: Duration::from_secs(1), head: Duration::from_secs(60) }, true);
+        let mut timer = progress.timer();
+        let mut seldom = crate::connections::Seldom::new(Box::pin(timer.overdue()));
+        let mut is_over = |now| {
+            futures_util::FutureExt::now_or_never(std::future::poll_fn(|context| {
+                let polled = seldom.poll(context, now);
+                Poll::Ready(polled.is_ready())
+            }))
+        };
+        progress.received(b"GET");
+        assert_eq!(is_over(progress.is_receiving()), Some(false));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(is_over(progress.is_receiving()), Some(false), "a head has a minute");
+        progress.received(b" / HTTP/1.1\r\n\r\n");
+        progress.request_begins();
+        progress.request_ends();
+        assert_eq!(is_over(progress.is_receiving()), Some(false));
+        drop(is_over);
+        tokio::time::timeout(Duration::from_secs(3), std::future::poll_fn(|context| seldom.poll(context, false))).await.unwrap();
+    }
+
+    #[test]
+    fn requests_are_compared_only_where_that_is_of_use_and_never_shown() {
+        let progress = Progress::new(TIMEOUTS, false);
+        for _ in 0..3 {
+            progress.received(GET);
+            assert!(!progress.request_begins());
+            progress.request_ends();
+        }
+        let progress = Progress::new(TIMEOUTS, true);
+        progress.received(b"GET / HTTP/1.1\r\nX-Token: abc\r\n\r\n");
+        let shown = format!("{progress:?}");
+        assert!(shown.contains("LastRequest(..)") && !shown.contains("97, 98, 99"), "{shown}");
     }
 
     /// What the scan says of a request after it has arrived in pieces of this many bytes.
@@ -509,14 +558,14 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_wait_for_answers_sends_no_body() {
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         let put = b"PUT / HTTP/1.1\r\n\r\n0\r\n\r\n";
         progress.received(&[GET, put].concat());
         progress.request_begins();
         progress.request_ends();
         progress.request_begins();
         assert!(!progress.has_empty_chunked_body());
-        let progress = Progress::new(TIMEOUTS);
+        let progress = Progress::new(TIMEOUTS, true);
         for expected in [true, false] {
             progress.received(GET);
             progress.request_begins();

@@ -32,13 +32,17 @@ impl<A: AssumeRole> Proxy<A> {
         self.pods.catch_up_on_bridges();
         let by_wall = self.clock.now();
         let holds = self.basis() == remembered.basis && !self.pods.is_stale() && !origin.is_over() && by_wall < remembered.token_expires_at;
-        let credentials = if holds { self.sessions.serve_held(&remembered.session, now, by_wall)? } else { return None };
-        let document = credentials.document(documents::credentials).ok()?;
+        if !holds {
+            return None;
+        }
+        let document = remembered.session.credentials(now, by_wall)?.document(documents::credentials).ok()?;
+        // Nothing is counted before it is certain that the memory answers: otherwise the request is decided, and counted there.
         if let Some(meter) = &remembered.meter
             && !self.recorder.answered_by(meter, now)
         {
             return None;
         }
+        self.sessions.served_held(&remembered.session);
         Some(document)
     }
 

@@ -48,8 +48,8 @@ impl<V: Clone + Counted + Default> Places<V> {
                 self.ids.insert(workload, id);
                 if let Some(displaced) = displaced {
                     self.ids.remove(&displaced.member);
-                    self.left_out = self.left_out.saturating_add(displaced.value.total());
                     displaced.value.displaced();
+                    self.left_out = self.left_out.saturating_add(displaced.value.total());
                 }
                 id
             }

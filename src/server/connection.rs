@@ -29,7 +29,7 @@ impl<A: AssumeRole> Server<A> {
         let admission = &admission;
         // The requests since the connection's last turn. A client that sends many at once gets one response in each turn, like others.
         let turn = &AtomicU32::new(0);
-        let progress = &Progress::new(self.timeouts);
+        let progress = &Progress::new(self.timeouts, matches!(admission, Admission::Pod(_)));
         let mut timer = progress.timer();
         let memory = &Memory::default();
         let service = service_fn(|request: Request<Incoming>| async move {

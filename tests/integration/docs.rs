@@ -428,6 +428,9 @@ const OF_OTHERS: &[&str] = &[
     "reuse-values",
     "take-ownership",
     "server-side",
+    "profile",
+    "write",
+    "functions",
 ];
 
 #[test]

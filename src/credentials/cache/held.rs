@@ -38,16 +38,18 @@ impl<A: AssumeRole> Sessions<A> {
         Some(HeldSession { credentials: Arc::downgrade(&credentials), role_meters, until, until_by_wall })
     }
 
-    /// Returns the credentials of a held session, and counts them as a hit, if they are still far from expiry at this time.
-    pub(crate) fn serve_held(&self, held: &HeldSession, now: Instant, by_wall: Timestamp) -> Option<Arc<Credentials>> {
-        if now >= held.until || by_wall >= held.until_by_wall {
-            return None;
-        }
-        let credentials = held.credentials.upgrade()?;
+    /// Counts that a held session was served, as a hit.
+    pub(crate) fn served_held(&self, held: &HeldSession) {
         self.hits.inc();
         if let Some(meters) = &held.role_meters {
             meters.answered(true);
         }
-        Some(credentials)
+    }
+}
+
+impl HeldSession {
+    /// Returns the credentials, if they are still far from expiry at this time.
+    pub(crate) fn credentials(&self, now: Instant, by_wall: Timestamp) -> Option<Arc<Credentials>> {
+        if now < self.until && by_wall < self.until_by_wall { self.credentials.upgrade() } else { None }
     }
 }

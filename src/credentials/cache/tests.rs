@@ -566,7 +566,7 @@ async fn a_held_session_ends_when_it_is_replaced_or_forgotten() {
     let (web, now) = (request("web"), |sessions: &Sessions<FakeSts>| (Instant::now(), sessions.now()));
     let served = |held: &HeldSession| {
         let (at, by_wall) = now(&sessions);
-        sessions.serve_held(held, at, by_wall).map(|credentials| credentials.access_key_id.clone())
+        held.credentials(at, by_wall).map(|credentials| credentials.access_key_id.clone())
     };
     assert!(sessions.held(&web).await.is_none(), "it was never requested");
     let first = sessions.ask(&web).await;
@@ -597,8 +597,8 @@ async fn a_held_session_ends_before_its_credentials() {
     let held = sessions.held(&web).await.unwrap();
     let life = Duration::from_secs(HOUR.unsigned_abs());
     advance(life - LEAST_REMAINING - Duration::from_secs(1)).await;
-    assert!(sessions.serve_held(&held, Instant::now(), sessions.now()).is_some());
+    assert!(held.credentials(Instant::now(), sessions.now()).is_some());
     // Either clock ends it: the wall clock may have been set, and the other one stops while the machine sleeps.
-    assert!(sessions.serve_held(&held, Instant::now() + Duration::from_secs(1), sessions.now()).is_none());
-    assert!(sessions.serve_held(&held, Instant::now(), sessions.now() + Duration::from_secs(1)).is_none());
+    assert!(held.credentials(Instant::now() + Duration::from_secs(1), sessions.now()).is_none());
+    assert!(held.credentials(Instant::now(), sessions.now() + Duration::from_secs(1)).is_none());
 }

@@ -200,27 +200,26 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn changed(node: &Node, identity: &NodeIdentity, step: Step) {
     let role = |first: bool| Some(if first { "web" } else { "db" });
     let callers = [NODE, "arn:aws:sts::111122223333:assumed-role/web/i-0f1e2d3c"];
-    node.writer.write(|index| match step {
-        Step::Role(first) => index.apply(pod("web-1", WEB_AT, role(first))),
-        Step::Delete => index.delete(&PodUid("uid-of-web-1".into())),
-        Step::Replace(first) => {
+    // Each step changes one thing, and no other generation.
+    let write = |change: &dyn Fn(&mut Index)| node.writer.write(|index| change(index));
+    match step {
+        Step::Role(first) => write(&|index| index.apply(pod("web-1", WEB_AT, role(first)))),
+        Step::Delete => write(&|index| index.delete(&PodUid("uid-of-web-1".into()))),
+        Step::Replace(first) => write(&|index| {
             index.delete(&PodUid("uid-of-web-1".into()));
             index.apply(pod("next", WEB_AT, role(first)));
-        }
-        Step::SecondClaim(true) => index.apply(pod("next", WEB_AT, Some("web"))),
-        Step::SecondClaim(false) => index.delete(&PodUid("uid-of-next".into())),
-        Step::Namespace(all) => index.apply_namespace(namespace(if all { ".*" } else { ".*/db" })),
-        Step::NodeAddress(is) => {
+        }),
+        Step::SecondClaim(true) => write(&|index| index.apply(pod("next", WEB_AT, Some("web")))),
+        Step::SecondClaim(false) => write(&|index| index.delete(&PodUid("uid-of-next".into()))),
+        Step::Namespace(all) => write(&|index| index.apply_namespace(namespace(if all { ".*" } else { ".*/db" }))),
+        Step::NodeAddress(is) => write(&|index| {
             let ips = if is { [WEB_AT.parse().unwrap()].into() } else { Default::default() };
             index.set_node(NodeAddresses { ips, loopback: false });
-        }
-        _ => {}
-    });
-    match step {
+        }),
         Step::Identity(own) => drop(identity.set_caller(callers[usize::from(!own)].parse().unwrap())),
         Step::Keys => replace_keys(node),
         Step::Stale(is) => node.proxy.pods.set_stale(is),
-        _ => {}
+        Step::Seconds(_) | Step::NewToken | Step::Reconnect | Step::Ask => {}
     }
 }
 
