@@ -163,7 +163,8 @@ fn asked(command: &RedirectCommand) -> Vec<SelectedBackend> {
     SelectedBackend::all().into_iter().filter(|backend| backend.name() == name).collect()
 }
 
-/// Returns whether a daemon runs on this node, or may run. With a directory for proofs, a name that another process took does not count.
+/// Returns whether a daemon runs on this node, or may run, whose rules must not be removed. With a directory for proofs, a name that another
+/// process took does not count.
 fn runs(command: &RedirectCommand) -> io::Result<bool> {
     let proofs = command.redirect.proofs.as_deref().map(Proofs::existing).transpose()?.flatten();
     proofs.as_ref().map_or_else(ownership::any, ownership::any_proved)
@@ -285,7 +286,8 @@ pub(super) async fn observe(command: &RedirectCommand) -> anyhow::Result<(RuleSe
         foreign: foreign::find(&wanted, looked_at.precedence().await?).await,
         routing: observe_routing(command.redirect.routing_rules).await,
         addresses: redirect::interface_addresses(),
-        daemon: runs(command).ok(),
+        // The answer decides nothing, and the daemon may have another directory.
+        daemon: ownership::any().ok(),
     };
     Ok((wanted, seen))
 }
