@@ -213,10 +213,14 @@ def restart_the_daemon():
     wait_until("the end of the old daemon", lambda: len(daemons()) == 1 and daemons() != before)
 
 
-def metrics():
-    """Returns the samples of the daemon: name with labels, and value."""
-    text = node("curl", "--silent", "--show-error", "http://10.0.0.1:9543/metrics")
-    lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+def scrape():
+    """Returns the text of the daemon's metrics."""
+    return node("curl", "--silent", "--show-error", "--fail", "http://10.0.0.1:9543/metrics")
+
+
+def metrics(text=None):
+    """Returns the samples of the daemon, or of a scrape: name with labels, and value."""
+    lines = (line.rsplit(" ", 1) for line in (text or scrape()).splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in lines}
 
 
