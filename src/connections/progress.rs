@@ -506,7 +506,6 @@ mod tests {
         progress.request_begins();
         progress.request_ends();
         assert_eq!(is_over(progress.is_receiving()), Some(false));
-        drop(is_over);
         tokio::time::timeout(Duration::from_secs(3), std::future::poll_fn(|context| seldom.poll(context, false))).await.unwrap();
     }
 
